@@ -1,0 +1,14 @@
+//! vzkeep: one engine that backs up and restores virtual machines, behind the command lines
+//! administrators already use.
+//!
+//! Arrows point one way; nothing below knows the name of a command line above it:
+//!
+//! `cli` -> `job` -> `guest`, `storage`, `restore` -> `archive`, `transfer` -> `image` -> `nbd`, `qemu`, `host`
+//! -> `config`, `schema`
+//!
+//! Everything that can be backed up is opened as an [`image::Image`]; everything that was backed up can be read
+//! as one again. Backup is a copy from an image to an archive, restore a copy from an archive to a target.
+
+pub mod cli;
+pub mod host;
+pub mod image;
