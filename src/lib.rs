@@ -10,5 +10,8 @@
 //! as one again. Backup is a copy from an image to an archive, restore a copy from an archive to a target.
 
 pub mod cli;
+pub mod guest;
 pub mod host;
 pub mod image;
+pub mod job;
+pub mod restore;

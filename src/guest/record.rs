@@ -1,0 +1,412 @@
+//! The record of what a run does to one guest, kept so that somebody else can undo it when the run is killed.
+//!
+//! `<root>/var/lib/vzkeep/<vmid>.json` holds one JSON object a line: first who we are, then every [`Intent`] *before* its
+//! action and a `done` line after it was undone. Appending is one write; a torn last line belongs to an action that never
+//! began. The owner holds a lock on `<vmid>.lock` as long as it lives: whoever gets that lock knows the owner is gone.
+
+use crate::host::{Host, procfs};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+mod tests;
+
+/// Directory of the records on the node. Below `/var/lib`, so that it outlives a reboot.
+pub const DIRECTORY: &str = "/var/lib/vzkeep";
+
+/// Something a run is about to do to a guest or to the node, in the words of what has to be undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Intent {
+    /// `lock: <lock>` in the guest's config.
+    ConfigLock {
+        /// `backup` or `create`.
+        lock: String,
+    },
+    /// A config that holds nothing but `lock: create`, for a guest that does not exist yet.
+    NewConfig,
+    /// We pause the guest (it was running).
+    Paused,
+    /// We freeze the guest's file systems through its agent.
+    Frozen,
+    /// We shut the guest down; it has to run again.
+    ShutDown,
+    /// We start the guest (it was stopped) and have to stop it again.
+    Started,
+    /// Nodes, exports and filters of ours in the guest's QEMU.
+    Session {
+        /// Monitor socket, as a path of the node.
+        qmp: PathBuf,
+    },
+    /// A file: draft of an archive, fleecing image, temporary log.
+    File {
+        /// Path of the node.
+        path: PathBuf,
+        /// QEMU may have it open: it goes only after the session is swept.
+        in_qemu: bool,
+    },
+    /// A directory with all it holds.
+    Dir {
+        /// Path of the node.
+        path: PathBuf,
+    },
+    /// A volume that goes unless some guest's config names it: one being restored (named from the moment the restore is
+    /// complete), one being replaced by a restore (named until then), a fleecing volume (never named).
+    Volume {
+        /// Volume id: `local:300/vm-300-disk-0.qcow2`.
+        volid: String,
+        /// QEMU may have it open: it goes only after the session is swept.
+        in_qemu: bool,
+    },
+}
+
+impl Intent {
+    /// Whether what it describes outlives a crash of the node; if not, the note need not either.
+    pub fn outlives_boot(&self) -> bool {
+        !matches!(self, Self::Paused | Self::Frozen | Self::Session { .. } | Self::Started)
+    }
+}
+
+/// Who wrote a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The guest.
+    pub vmid: u32,
+    /// Process id of the run.
+    pub pid: u32,
+    /// When that process started, in clock ticks since boot.
+    pub start: u64,
+    /// The boot it ran in.
+    pub boot_id: String,
+    /// `vzdump` or `qmrestore`.
+    pub command: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Owner(Owner),
+    Intent(Intent),
+    Done(Intent),
+}
+
+/// The record could not be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// A living run of ours works on this guest.
+    #[error("guest {vmid} is being worked on by {by}; wait for it to end")]
+    Busy {
+        /// The guest.
+        vmid: u32,
+        /// `vzdump (process 4711)`.
+        by: String,
+    },
+    /// Something a killed run left could not be undone.
+    #[error("guest {vmid}: an earlier run was killed and not everything it left could be undone: {what}")]
+    Unresolved {
+        /// The guest.
+        vmid: u32,
+        /// One sentence a leftover.
+        what: String,
+    },
+    /// Reading or writing failed.
+    #[error("record of guest {vmid}: {op} '{path}' failed: {source}")]
+    Io {
+        /// The guest.
+        vmid: u32,
+        /// `write`, `open` ...
+        op: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What [`Record::open`] found.
+#[derive(Debug)]
+pub enum Opened {
+    /// Nobody left anything: work may begin.
+    Fresh(Record),
+    /// A killed run left something that has to be undone first.
+    Orphaned(Orphan),
+}
+
+/// The lock on a guest's record. Held by the owner as long as it lives; the kernel lets go of it when the owner dies.
+#[derive(Debug)]
+struct Held {
+    vmid: u32,
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Held {
+    fn err(&self, op: &'static str, source: io::Error) -> RecordError {
+        RecordError::Io { vmid: self.vmid, op, path: self.path.clone(), source }
+    }
+
+    fn append(&self, file: &mut File, line: &Line, durable: bool) -> Result<(), RecordError> {
+        let mut text = serde_json::to_string(line).map_err(|e| self.err("write", e.into()))?;
+        text.push('\n');
+        file.write_all(text.as_bytes()).map_err(|e| self.err("write", e))?;
+        if durable {
+            file.sync_data().map_err(|e| self.err("sync", e))?;
+        }
+        Ok(())
+    }
+}
+
+/// The record of our own run on one guest.
+#[derive(Debug)]
+pub struct Record {
+    held: Held,
+    file: File,
+}
+
+/// A record whose owner is gone, and the lock on it. [`super::recover::recover`] works it off; then it becomes a [`Record`].
+#[derive(Debug)]
+pub struct Orphan {
+    held: Held,
+    file: File,
+    /// Who left it.
+    pub owner: Option<Owner>,
+    /// What is still to be undone, in the order it was noted.
+    pub intents: Vec<Intent>,
+}
+
+impl Record {
+    /// Opens the record of guest `vmid` for a run of `command`.
+    ///
+    /// # Errors
+    /// [`RecordError::Busy`] when a living run of ours has it; [`RecordError::Io`].
+    pub fn open(host: &Host, vmid: u32, command: &str) -> Result<Opened, RecordError> {
+        let held = lock(host, vmid)?;
+        match Orphan::read(held)? {
+            Ok(orphan) => Ok(Opened::Orphaned(orphan)),
+            Err(held) => Ok(Opened::Fresh(Self::create(held, command)?)),
+        }
+    }
+
+    fn create(held: Held, command: &str) -> Result<Self, RecordError> {
+        let io_err = |op: &'static str| {
+            let (vmid, path) = (held.vmid, held.path.clone());
+            move |source| RecordError::Io { vmid, op, path, source }
+        };
+        let pid = std::process::id();
+        let owner = Owner {
+            vmid: held.vmid,
+            pid,
+            start: procfs::start_time(pid).map_err(io_err("start time for"))?,
+            boot_id: procfs::boot_id().map_err(io_err("boot id for"))?,
+            command: command.to_owned(),
+        };
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(&held.path).map_err(io_err("open"))?;
+        file.set_len(0).map_err(io_err("truncate"))?;
+        held.append(&mut file, &Line::Owner(owner), true)?;
+        sync_parent(&held.path).map_err(io_err("sync the directory of"))?;
+        Ok(Self { held, file })
+    }
+
+    /// The guest.
+    pub fn vmid(&self) -> u32 {
+        self.held.vmid
+    }
+
+    /// Notes what is about to be done. Call it *before* the action; returns when the note is safe.
+    ///
+    /// # Errors
+    /// When the note cannot be written; then the action must not happen.
+    pub fn note(&mut self, intent: &Intent) -> Result<(), RecordError> {
+        self.held.append(&mut self.file, &Line::Intent(intent.clone()), intent.outlives_boot())
+    }
+
+    /// Notes that `intent` was undone (the guest resumed, the file renamed or removed) and needs no recovery any more.
+    ///
+    /// # Errors
+    /// As [`Record::note`].
+    pub fn done(&mut self, intent: &Intent) -> Result<(), RecordError> {
+        self.held.append(&mut self.file, &Line::Done(intent.clone()), intent.outlives_boot())
+    }
+
+    /// Everything is undone: removes the record and lets go of the guest.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn clear(self) -> Result<(), RecordError> {
+        remove(&self.held)
+    }
+}
+
+impl Orphan {
+    /// Waits up to `patience` for the owner of guest `vmid`'s record to be gone; `None` when there is nothing to undo, or
+    /// when somebody else has taken it up.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`].
+    pub fn take(host: &Host, vmid: u32, patience: std::time::Duration) -> Result<Option<Self>, RecordError> {
+        let give_up = std::time::Instant::now() + patience;
+        loop {
+            match lock(host, vmid) {
+                Ok(held) => return Ok(Self::read(held)?.ok()),
+                // A dying process closes its pipes a little before its locks.
+                Err(RecordError::Busy { .. }) if std::time::Instant::now() < give_up => {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                Err(RecordError::Busy { .. }) => return Ok(None),
+                Err(other) => return Err(other),
+            }
+        }
+    }
+
+    /// Reads the record below a lock; hands the lock back when there is none.
+    fn read(held: Held) -> Result<Result<Self, Held>, RecordError> {
+        let text = match std::fs::read(&held.path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Err(held)),
+            Err(e) => return Err(held.err("read", e)),
+        };
+        let (owner, intents) = parse(&text).map_err(|e| held.err("read", e))?;
+        if intents.is_empty() {
+            return Ok(Err(held));
+        }
+        let mut file = OpenOptions::new().append(true).open(&held.path).map_err(|e| held.err("open", e))?;
+        if !text.ends_with('\n') {
+            // What is appended from now on must not continue a torn line.
+            file.write_all(b"\n").map_err(|e| held.err("write", e))?;
+        }
+        Ok(Ok(Self { held, file, owner, intents }))
+    }
+
+    /// The guest.
+    pub fn vmid(&self) -> u32 {
+        self.held.vmid
+    }
+
+    /// Whether the node is still in the boot in which the record was written, and with it perhaps the guest's QEMU.
+    pub fn same_boot(&self) -> bool {
+        match (&self.owner, procfs::boot_id()) {
+            (Some(owner), Ok(now)) => owner.boot_id == now,
+            _ => true,
+        }
+    }
+
+    /// Notes that `intent` is undone.
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn resolve(&mut self, intent: &Intent) -> Result<(), RecordError> {
+        self.held.append(&mut self.file, &Line::Done(intent.clone()), false)?;
+        self.intents.retain(|i| i != intent);
+        Ok(())
+    }
+
+    /// Turns a record that is worked off into our own.
+    ///
+    /// # Errors
+    /// [`RecordError::Unresolved`] when something is still to be undone; [`RecordError::Io`].
+    pub fn into_record(self, command: &str) -> Result<Record, RecordError> {
+        self.check()?;
+        Record::create(self.held, command)
+    }
+
+    /// Removes a record that is worked off.
+    ///
+    /// # Errors
+    /// As [`Orphan::into_record`].
+    pub fn clear(self) -> Result<(), RecordError> {
+        self.check()?;
+        remove(&self.held)
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        if self.intents.is_empty() {
+            return Ok(());
+        }
+        let what: Vec<String> = self.intents.iter().map(super::recover::describe).collect();
+        Err(RecordError::Unresolved { vmid: self.held.vmid, what: what.join(", ") })
+    }
+}
+
+/// The guests that have a record on this node, living or orphaned.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn recorded(host: &Host) -> io::Result<Vec<u32>> {
+    let entries = match std::fs::read_dir(host.path(DIRECTORY)) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut vmids = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        vmids.extend(name.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse::<u32>().ok()));
+    }
+    vmids.sort_unstable();
+    Ok(vmids)
+}
+
+fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {
+    let dir = host.path(DIRECTORY);
+    let path = dir.join(format!("{vmid}.json"));
+    let lock_path = dir.join(format!("{vmid}.lock"));
+    let err = |op: &'static str, path: &Path, source| RecordError::Io { vmid, op, path: path.to_owned(), source };
+    std::fs::create_dir_all(&dir).map_err(|e| err("create", &dir, e))?;
+    // The lock file stays: removing it would let two owners lock two different files of the same name.
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|e| err("open", &lock_path, e))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Held { vmid, path, _lock: lock }),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let by = parse(&text).ok().and_then(|(owner, _)| owner).map_or_else(
+                || "another run".to_owned(),
+                |owner| format!("{} (process {})", owner.command, owner.pid),
+            );
+            Err(RecordError::Busy { vmid, by })
+        }
+        Err((_, errno)) => Err(err("lock", &lock_path, errno.into())),
+    }
+}
+
+/// Owner and open intents of a record's text. A torn last line is left out: its action never began.
+fn parse(text: &str) -> io::Result<(Option<Owner>, Vec<Intent>)> {
+    let mut owner = None;
+    let mut intents: Vec<Intent> = Vec::new();
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    for (number, line) in complete.lines().enumerate().filter(|(_, l)| !l.is_empty()) {
+        match serde_json::from_str(line) {
+            Ok(Line::Owner(o)) => owner = Some(o),
+            Ok(Line::Intent(intent)) => intents.push(intent),
+            Ok(Line::Done(intent)) => intents.retain(|i| *i != intent),
+            // A line that was torn before an earlier recovery went on behind it.
+            Err(e) if e.is_eof() => {}
+            Err(e) => {
+                let text = format!("line {}: {e}: '{line}'", number + 1);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+        }
+    }
+    Ok((owner, intents))
+}
+
+fn remove(held: &Held) -> Result<(), RecordError> {
+    match std::fs::remove_file(&held.path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(held.err("remove", e)),
+        _ => sync_parent(&held.path).map_err(|e| held.err("sync the directory of", e)),
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}

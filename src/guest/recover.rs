@@ -1,0 +1,177 @@
+//! Undoes what a killed run left behind, from its record: the guest runs on first, then QEMU is cleaned, then files and
+//! volumes go, then the locks. Every step may be repeated and finds it normal that there is nothing left to do, that the
+//! guest is gone, or that the node was started anew.
+
+use super::conffile;
+use super::record::{Intent, Orphan};
+use crate::host::Host;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Component, Path};
+
+#[cfg(test)]
+mod tests;
+
+/// What a step did: a line for the log, or nothing because there was nothing to do.
+pub type Step = Result<Option<String>, String>;
+
+/// What recovery does to guests and volumes. A guest whose QEMU is gone is no error: there is nothing to do then.
+pub trait GuestActions {
+    /// Lets a paused guest run on.
+    fn resume(&self, vmid: u32) -> Step;
+    /// Thaws the guest's file systems.
+    fn thaw(&self, vmid: u32) -> Step;
+    /// Takes everything of ours out of the guest's QEMU behind the monitor `qmp` (a path of the node).
+    fn sweep(&self, vmid: u32, qmp: &Path) -> Step;
+    /// Starts the guest if it does not run; lets it run on if it is paused.
+    fn start(&self, vmid: u32) -> Step;
+    /// Stops the guest if it runs.
+    fn stop(&self, vmid: u32) -> Step;
+    /// Removes a volume; one that is gone already is fine.
+    fn free(&self, volid: &str) -> Step;
+}
+
+/// How sure the caller is that a `lock: backup` still in the config is the killed run's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockClaim {
+    /// The caller holds the node's vzdump lock, or follows the killed run by milliseconds: nobody else can have set it.
+    Certain,
+    /// Somebody may have unlocked the guest by hand and started the stock tool since: the lock is left alone while
+    /// any vzdump runs on the node.
+    UnlessVzdumpRuns,
+}
+
+/// What recovery did, and what it could not do.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What was done, a line each.
+    pub done: Vec<String>,
+    /// What failed, a line each. These steps stay in the record for the next run.
+    pub failed: Vec<String>,
+}
+
+/// Undoes what `orphan` records, as far as possible; what is undone is struck out of the record at once, so that a
+/// killed recovery goes on where it stopped.
+pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, claim: LockClaim) -> Report {
+    let mut report = Report::default();
+    let mut intents = orphan.intents.clone();
+    // Within one rank the newest first, as with any undoing.
+    intents.reverse();
+    intents.sort_by_key(rank);
+    let mut swept = true;
+    for intent in intents {
+        let waits_for_sweep =
+            matches!(intent, Intent::File { in_qemu: true, .. } | Intent::Volume { in_qemu: true, .. });
+        let outcome = if waits_for_sweep && !swept {
+            Err("QEMU may still have it open".to_owned())
+        } else if !intent.outlives_boot() && !orphan.same_boot() {
+            Ok(None)
+        } else {
+            undo(host, orphan.vmid(), &intent, actions, claim)
+        };
+        match outcome {
+            Ok(line) => {
+                report.done.extend(line);
+                if let Err(e) = orphan.resolve(&intent) {
+                    report.failed.push(e.to_string());
+                }
+            }
+            Err(e) => {
+                swept &= !matches!(intent, Intent::Session { .. });
+                report.failed.push(format!("{} could not be undone: {e}", describe(&intent)));
+            }
+        }
+    }
+    report
+}
+
+/// The order of undoing: first what keeps the guest from running, last what keeps others from touching it.
+fn rank(intent: &Intent) -> u8 {
+    match intent {
+        Intent::Paused => 0,
+        Intent::Frozen => 1,
+        Intent::Session { .. } => 2,
+        Intent::Started => 3,
+        Intent::ShutDown => 4,
+        Intent::Volume { .. } => 5,
+        Intent::File { .. } => 6,
+        Intent::Dir { .. } => 7,
+        Intent::NewConfig => 8,
+        Intent::ConfigLock { .. } => 9,
+    }
+}
+
+/// An intent as a noun, for messages.
+pub fn describe(intent: &Intent) -> String {
+    match intent {
+        Intent::ConfigLock { lock } => format!("lock '{lock}' in the guest's config"),
+        Intent::NewConfig => "placeholder config of the new guest".into(),
+        Intent::Paused => "paused guest".into(),
+        Intent::Frozen => "frozen file systems of the guest".into(),
+        Intent::ShutDown => "shut down guest".into(),
+        Intent::Started => "started guest".into(),
+        Intent::Session { qmp } => format!("backup session in the QEMU behind '{}'", qmp.display()),
+        Intent::File { path, .. } => format!("file '{}'", path.display()),
+        Intent::Dir { path } => format!("directory '{}'", path.display()),
+        Intent::Volume { volid, .. } => format!("volume '{volid}'"),
+    }
+}
+
+fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, claim: LockClaim) -> Step {
+    match intent {
+        Intent::Paused => actions.resume(vmid),
+        Intent::Frozen => actions.thaw(vmid),
+        Intent::Session { qmp } => actions.sweep(vmid, qmp),
+        Intent::ShutDown => actions.start(vmid),
+        Intent::Started => actions.stop(vmid),
+        Intent::File { path, .. } => remove_path(host, path, |p| std::fs::remove_file(p)),
+        Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),
+        Intent::Volume { volid, .. } => free_unless_named(host, volid, actions),
+        Intent::NewConfig => match conffile::remove_placeholder(host, vmid) {
+            Ok(true) => Ok(Some(format!("removed the placeholder config of VM {vmid}"))),
+            Ok(false) => Ok(None),
+            Err(e) => Err(e.to_string()),
+        },
+        Intent::ConfigLock { lock } => {
+            if claim == LockClaim::UnlessVzdumpRuns && lock == "backup" && vzdump_runs(host) {
+                return Err("a vzdump is running on this node, and the lock may be its".into());
+            }
+            match conffile::remove_lock(host, vmid, lock) {
+                Ok(true) => Ok(Some(format!("removed lock '{lock}' of VM {vmid}"))),
+                Ok(false) => Ok(None),
+                Err(e) => Err(e.to_string()),
+            }
+        }
+    }
+}
+
+/// A volume that some guest's config names is in use, whatever the record says; this one rule makes the renaming of the
+/// restored config the moment from which the new volumes stay and the replaced ones go.
+pub fn free_unless_named(host: &Host, volid: &str, actions: &dyn GuestActions) -> Step {
+    match conffile::names_volume(host, volid) {
+        Ok(true) => Ok(None),
+        Ok(false) => actions.free(volid),
+        Err(e) => Err(format!("whether a guest uses it cannot be told: {e}")),
+    }
+}
+
+fn remove_path(host: &Host, path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Step {
+    let names = path.components().filter(|c| matches!(c, Component::Normal(_))).count();
+    if !path.is_absolute() || names < 2 || path.components().any(|c| c == Component::ParentDir) {
+        return Err("the path is not one of ours".into());
+    }
+    match remove(&host.path(path)) {
+        Ok(()) => Ok(Some(format!("removed '{}'", path.display()))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Whether some vzdump, ours or the stock one, holds the node's global lock.
+fn vzdump_runs(host: &Host) -> bool {
+    OpenOptions::new()
+        .write(true)
+        .open(host.path("/var/run/vzdump.lock"))
+        .is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err())
+}

@@ -1,0 +1,180 @@
+use super::*;
+use crate::guest::record::{Opened, Record};
+use std::sync::Mutex;
+
+/// Writes down what it is asked to do; fails what it is told to.
+#[derive(Default)]
+struct Double {
+    calls: Mutex<Vec<String>>,
+    fail: Option<&'static str>,
+}
+
+impl Double {
+    fn call(&self, what: &str) -> Step {
+        self.calls.lock().unwrap().push(what.to_owned());
+        if self.fail.is_some_and(|f| what.starts_with(f)) { Err("monitor busy".into()) } else { Ok(Some(what.into())) }
+    }
+}
+
+impl GuestActions for Double {
+    fn resume(&self, _: u32) -> Step {
+        self.call("resume")
+    }
+    fn thaw(&self, _: u32) -> Step {
+        self.call("thaw")
+    }
+    fn sweep(&self, _: u32, qmp: &Path) -> Step {
+        self.call(&format!("sweep {}", qmp.display()))
+    }
+    fn start(&self, _: u32) -> Step {
+        self.call("start")
+    }
+    fn stop(&self, _: u32) -> Step {
+        self.call("stop")
+    }
+    fn free(&self, volid: &str) -> Step {
+        self.call(&format!("free {volid}"))
+    }
+}
+
+struct Node {
+    _dir: tempfile::TempDir,
+    host: Host,
+}
+
+impl Node {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("etc/pve/nodes/pve1/qemu-server")).unwrap();
+        std::fs::create_dir_all(dir.path().join("mnt/bk/dump")).unwrap();
+        std::fs::write(dir.path().join("etc/hostname"), "pve1\n").unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        Self { _dir: dir, host }
+    }
+
+    fn config(&self, vmid: u32, text: &str) {
+        std::fs::write(self.host.path(conffile::config_path(&self.host, vmid)), text).unwrap();
+    }
+
+    fn orphan(&self, intents: &[Intent]) -> Orphan {
+        let Opened::Fresh(mut record) = Record::open(&self.host, 100, "vzdump").unwrap() else { panic!() };
+        for intent in intents {
+            record.note(intent).unwrap();
+        }
+        drop(record);
+        self.reopen().unwrap()
+    }
+
+    fn reopen(&self) -> Option<Orphan> {
+        Orphan::take(&self.host, 100, std::time::Duration::ZERO).unwrap()
+    }
+}
+
+fn everything() -> Vec<Intent> {
+    vec![
+        Intent::ConfigLock { lock: "backup".into() },
+        Intent::File { path: "/mnt/bk/dump/a.dat".into(), in_qemu: false },
+        Intent::Frozen,
+        Intent::Volume { volid: "local:100/vm-100-fleece-0.raw".into(), in_qemu: true },
+        Intent::Session { qmp: "/run/qemu-server/100.qmp".into() },
+        Intent::Paused,
+    ]
+}
+
+#[test]
+fn the_guest_runs_first_and_the_lock_goes_last() {
+    let node = Node::new();
+    node.config(100, "name: a\nlock: backup\n");
+    std::fs::write(node.host.path("/mnt/bk/dump/a.dat"), "x").unwrap();
+    let mut orphan = node.orphan(&everything());
+    let actions = Double::default();
+    let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert_eq!(
+        report.done,
+        [
+            "resume",
+            "thaw",
+            "sweep /run/qemu-server/100.qmp",
+            "free local:100/vm-100-fleece-0.raw",
+            "removed '/mnt/bk/dump/a.dat'",
+            "removed lock 'backup' of VM 100"
+        ]
+    );
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), "name: a\n");
+    orphan.clear().unwrap();
+    assert!(node.reopen().is_none());
+}
+
+#[test]
+fn a_failed_sweep_keeps_what_qemu_may_have_open_and_the_next_run_goes_on() {
+    let node = Node::new();
+    let mut orphan = node.orphan(&everything());
+    let busy = Double { fail: Some("sweep"), ..Double::default() };
+    let report = recover(&node.host, &mut orphan, &busy, LockClaim::Certain);
+    assert_eq!(report.failed.len(), 2, "{report:?}");
+    assert!(!busy.calls.lock().unwrap().iter().any(|c| c.starts_with("free")));
+    drop(orphan);
+    let mut orphan = node.reopen().unwrap();
+    assert_eq!(orphan.intents.len(), 2);
+    let actions = Double::default();
+    let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty());
+    assert_eq!(
+        *actions.calls.lock().unwrap(),
+        ["sweep /run/qemu-server/100.qmp", "free local:100/vm-100-fleece-0.raw"]
+    );
+    orphan.clear().unwrap();
+}
+
+#[test]
+fn a_volume_that_a_config_names_is_never_freed() {
+    let node = Node::new();
+    node.config(100, "scsi0: local:100/new.raw,size=1G\n");
+    let volume = |v: &str| Intent::Volume { volid: v.into(), in_qemu: false };
+    let mut orphan = node.orphan(&[volume("local:100/new.raw"), volume("local:100/old.raw"), Intent::NewConfig]);
+    let actions = Double::default();
+    let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty());
+    assert_eq!(*actions.calls.lock().unwrap(), ["free local:100/old.raw"]);
+    assert!(conffile::read(&node.host, 100).unwrap().is_some());
+}
+
+#[test]
+fn a_lock_of_somebody_else_stays() {
+    let node = Node::new();
+    node.config(100, "lock: migrate\n");
+    let mut orphan = node.orphan(&[Intent::ConfigLock { lock: "backup".into() }, Intent::NewConfig]);
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
+    assert!(report.failed.is_empty() && report.done.is_empty());
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), "lock: migrate\n");
+}
+
+#[test]
+fn an_uncertain_lock_stays_while_a_vzdump_runs() {
+    let node = Node::new();
+    node.config(100, "lock: backup\n");
+    std::fs::create_dir_all(node.host.path("/var/run")).unwrap();
+    let file = std::fs::File::create(node.host.path("/var/run/vzdump.lock")).unwrap();
+    let job = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+    let mut orphan = node.orphan(&[Intent::ConfigLock { lock: "backup".into() }]);
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::UnlessVzdumpRuns);
+    assert_eq!(report.failed.len(), 1);
+    drop(job);
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::UnlessVzdumpRuns);
+    assert_eq!(report.done, ["removed lock 'backup' of VM 100"]);
+}
+
+#[test]
+fn paths_that_cannot_be_ours_are_refused() {
+    let node = Node::new();
+    let mut orphan = node.orphan(&[
+        Intent::Dir { path: "/".into() },
+        Intent::Dir { path: "/etc".into() },
+        Intent::Dir { path: "/mnt/../etc".into() },
+        Intent::Dir { path: "relative/dir".into() },
+    ]);
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
+    assert_eq!(report.failed.len(), 4);
+    assert!(node.host.path("/etc").exists());
+}

@@ -1,0 +1,1 @@
+//! One job: what happens around the copying of data. Here: hook scripts, the task record and the log.

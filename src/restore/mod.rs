@@ -1,0 +1,1 @@
+//! Restore: from an archive to a guest on this node.
