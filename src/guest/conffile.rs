@@ -36,8 +36,7 @@ pub fn lock_of(text: &str) -> Option<&str> {
 /// The config with `lock: <lock>` in its main part, or without any lock line.
 pub fn with_lock(text: &str, lock: Option<&str>) -> String {
     let head_len: usize = main_len(text);
-    let mut out: String =
-        text[..head_len].split_inclusive('\n').filter(|line| !line.starts_with("lock:")).collect();
+    let mut out: String = text[..head_len].split_inclusive('\n').filter(|line| !line.starts_with("lock:")).collect();
     if let Some(lock) = lock {
         if !out.is_empty() && !out.ends_with('\n') {
             out.push('\n');

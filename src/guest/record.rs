@@ -205,8 +205,7 @@ impl Record {
             boot_id: procfs::boot_id().map_err(io_err("boot id for"))?,
             command: command.to_owned(),
         };
-        let mut file =
-            OpenOptions::new().create(true).append(true).open(&held.path).map_err(io_err("open"))?;
+        let mut file = OpenOptions::new().create(true).append(true).open(&held.path).map_err(io_err("open"))?;
         file.set_len(0).map_err(io_err("truncate"))?;
         held.append(&mut file, &Line::Owner(owner), true)?;
         sync_parent(&held.path).map_err(io_err("sync the directory of"))?;
@@ -369,10 +368,10 @@ fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {
         Ok(lock) => Ok(Held { vmid, path, _lock: lock }),
         Err((_, Errno::EWOULDBLOCK)) => {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
-            let by = parse(&text).ok().and_then(|(owner, _)| owner).map_or_else(
-                || "another run".to_owned(),
-                |owner| format!("{} (process {})", owner.command, owner.pid),
-            );
+            let by = parse(&text)
+                .ok()
+                .and_then(|(owner, _)| owner)
+                .map_or_else(|| "another run".to_owned(), |owner| format!("{} (process {})", owner.command, owner.pid));
             Err(RecordError::Busy { vmid, by })
         }
         Err((_, errno)) => Err(err("lock", &lock_path, errno.into())),

@@ -1,0 +1,117 @@
+use super::*;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    host: Host,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        Self { dir, host }
+    }
+
+    fn hook(&self, text: &str) -> Hook {
+        // Written by a child of ours: a descriptor open for writing, inherited by the child of another test between
+        // fork and exec, would make the script "busy".
+        let path = self.dir.path().join("hook");
+        let mut tee = Command::new("sh")
+            .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        io::Write::write_all(&mut tee.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        assert!(tee.wait().unwrap().success());
+        Hook::new(&self.host, "/hook").unwrap()
+    }
+}
+
+fn run(hook: &Hook, args: &[&str], env: &HookEnv) -> (Result<(), HookError>, Vec<String>) {
+    let mut lines = Vec::new();
+    let result = hook.run(args, env, None, &mut |l| lines.push(l.to_owned()));
+    (result, lines)
+}
+
+#[test]
+fn arguments_and_an_emptied_environment() {
+    let bench = Bench::new();
+    let hook = bench.hook("#!/bin/sh\necho \"$# $*\"\npwd\n/usr/bin/env | /usr/bin/sort\ncat </dev/stdin\n");
+    let env = HookEnv {
+        storeid: Some("bk".into()),
+        dumpdir: Some("/mnt/bk/dump".into()),
+        vmtype: Some("qemu".into()),
+        target: Some("/mnt/bk/dump/a.vma".into()),
+        ..HookEnv::default()
+    };
+    let (result, lines) = run(&hook, &["backup-start", "stop", "101"], &env);
+    result.unwrap();
+    assert_eq!(lines[..2], ["3 backup-start stop 101", "/"]);
+    // The shell itself adds PWD and perhaps OLDPWD, SHLVL and _.
+    let vars: Vec<_> =
+        lines[2..].iter().filter(|l| !["PWD=", "OLDPWD=", "SHLVL=", "_="].iter().any(|p| l.starts_with(p))).collect();
+    assert_eq!(
+        vars,
+        [
+            "DUMPDIR=/mnt/bk/dump",
+            "LC_ALL=C",
+            "LVM_SUPPRESS_FD_WARNINGS=1",
+            "STOREID=bk",
+            "TARGET=/mnt/bk/dump/a.vma",
+            "VMTYPE=qemu"
+        ]
+    );
+}
+
+#[test]
+fn failures_in_the_words_people_know() {
+    let bench = Bench::new();
+    let hook = bench.hook("#!/bin/sh\necho out\necho err >&2\nprintf tail\nexit 3\n");
+    let (result, mut lines) = run(&hook, &["job-start"], &HookEnv::default());
+    assert_eq!(result.unwrap_err().to_string(), "command '/hook job-start' failed: exit code 3");
+    lines.sort();
+    assert_eq!(lines, ["err", "out", "tail"]);
+    let (result, lines) = run(&bench.hook("no such command\n"), &["job-init"], &HookEnv::default());
+    assert_eq!(result.unwrap_err().to_string(), "command '/hook job-init' failed: exit code 127");
+    assert!(lines[0].contains("not found"), "{lines:?}");
+    let (result, _) = run(&bench.hook("#!/bin/sh\nkill -9 $$\n"), &["job-init"], &HookEnv::default());
+    assert_eq!(result.unwrap_err().to_string(), "command '/hook job-init' failed: got signal 9");
+
+    let missing = Hook::new(&bench.host, "/nosuch/hook").unwrap_err().to_string();
+    assert_eq!(missing, "Error: The hook script '/nosuch/hook' does not exist.");
+    let path: &Path = &bench.dir.path().join("hook");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let denied = Hook::new(&bench.host, "/hook").unwrap_err().to_string();
+    assert_eq!(denied, "Error: The hook script '/hook' is not executable.");
+}
+
+#[test]
+fn lines_come_as_they_are_written_and_a_background_child_does_not_hold_us() {
+    let bench = Bench::new();
+    let hook = bench.hook("#!/bin/sh\necho first\n/bin/sleep 1\necho second\n/bin/sleep 20 &\n");
+    let start = Instant::now();
+    let mut times = Vec::new();
+    hook.run(&["job-start"], &HookEnv::default(), None, &mut |_| times.push(start.elapsed())).unwrap();
+    assert!(times[0] < Duration::from_millis(900) && times[1] >= Duration::from_secs(1), "{times:?}");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_wish_to_stop_ends_the_script() {
+    let bench = Bench::new();
+    let hook = bench.hook("#!/bin/sh\nexec /bin/sleep 30\n");
+    let cancel = Cancel::new();
+    let setter = cancel.clone();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        setter.set();
+    });
+    let start = Instant::now();
+    let error = hook.run(&["job-start"], &HookEnv::default(), Some(&cancel), &mut |_| {}).unwrap_err();
+    assert_eq!(error.to_string(), "interrupted by signal");
+    assert!(start.elapsed() < Duration::from_secs(4));
+    thread.join().unwrap();
+}

@@ -1,0 +1,222 @@
+//! One log line, everywhere it belongs: the terminal, the task log, and the log of the guest at work.
+
+use super::tasklog::{Outcome, TaskLog};
+use super::upid::Upid;
+use crate::host::Host;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `INFO: `
+    Info,
+    /// `WARN: `, counted as a warning of the task.
+    Warn,
+    /// `ERROR: `
+    Error,
+    /// Without a prefix, and never in the guest's log.
+    Bare,
+}
+
+impl Kind {
+    /// What stands before the line.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Info => "INFO: ",
+            Self::Warn => "WARN: ",
+            Self::Error => "ERROR: ",
+            Self::Bare => "",
+        }
+    }
+}
+
+/// Where the terminal's share of the log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Terminal {
+    /// Standard output.
+    Stdout,
+    /// Standard error, because standard output carries the archive.
+    Stderr,
+    /// Nowhere (`--quiet`).
+    Quiet,
+}
+
+/// Takes the lines of one task. Cheap to clone; clones share everything.
+#[derive(Debug, Clone)]
+pub struct LogSink(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    host: Host,
+    terminal: Terminal,
+    task: Option<TaskLog>,
+    guest: Option<GuestLog>,
+    warnings: usize,
+    /// The first line that could not be stored, and why. The job goes on; its end says so.
+    lost: Option<String>,
+}
+
+#[derive(Debug)]
+struct GuestLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogSink {
+    /// A sink for task `upid` (`None`: no task record).
+    ///
+    /// # Errors
+    /// When the task record cannot be started.
+    pub fn start(host: &Host, terminal: Terminal, upid: Option<Upid>) -> io::Result<Self> {
+        let task = upid.map(|upid| TaskLog::start(host, upid)).transpose()?;
+        let inner = Inner { host: host.clone(), terminal, task, guest: None, warnings: 0, lost: None };
+        Ok(Self(Arc::new(Mutex::new(inner))))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes `text`, line by line, to the terminal, the task log, and the guest's log while one is open.
+    pub fn line(&self, kind: Kind, text: &str) {
+        self.inner().write(kind, text, kind != Kind::Bare);
+    }
+
+    /// As [`LogSink::line`], but not into the guest's log: `Backup started at ...`, output of hooks after the guest's end.
+    pub fn job_line(&self, kind: Kind, text: &str) {
+        self.inner().write(kind, text, false);
+    }
+
+    /// [`LogSink::line`] of kind [`Kind::Info`].
+    pub fn info(&self, text: &str) {
+        self.line(Kind::Info, text);
+    }
+
+    /// [`LogSink::line`] of kind [`Kind::Warn`].
+    pub fn warn(&self, text: &str) {
+        self.line(Kind::Warn, text);
+    }
+
+    /// [`LogSink::line`] of kind [`Kind::Error`].
+    pub fn error(&self, text: &str) {
+        self.line(Kind::Error, text);
+    }
+
+    /// How many warnings were written.
+    pub fn warnings(&self) -> usize {
+        self.inner().warnings
+    }
+
+    /// Opens the guest's own log, `/var/log/vzdump/<type>-<vmid>.log` on the node, anew.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open_guest(&self, guest_type: &str, vmid: u32) -> io::Result<()> {
+        let mut inner = self.inner();
+        let path = inner.host.path(format!("/var/log/vzdump/{guest_type}-{vmid}.log"));
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        inner.guest = Some(GuestLog { file: File::create(&path)?, path });
+        Ok(())
+    }
+
+    /// Closes the guest's own log and copies it to `copy`, the `.log` beside the archive.
+    ///
+    /// # Errors
+    /// When it cannot be copied; it is closed nevertheless.
+    pub fn close_guest(&self, copy: Option<&Path>) -> io::Result<()> {
+        let Some(log) = self.inner().guest.take() else { return Ok(()) };
+        drop(log.file);
+        copy.map_or(Ok(()), |copy| std::fs::copy(&log.path, copy).map(|_| ()))
+    }
+
+    /// What was written for the guest so far; mails carry it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn guest_text(&self) -> io::Result<String> {
+        let path = self.inner().guest.as_ref().map(|g| g.path.clone());
+        path.map_or(Ok(String::new()), std::fs::read_to_string)
+    }
+
+    /// Ends the task record. Warnings turn a success into [`Outcome::Warnings`].
+    ///
+    /// # Errors
+    /// When the record or any line before could not be written.
+    pub fn finish(&self, outcome: &Outcome) -> io::Result<()> {
+        let mut inner = self.inner();
+        let outcome = match outcome {
+            Outcome::Ok if inner.warnings > 0 => Outcome::Warnings(inner.warnings),
+            other => other.clone(),
+        };
+        if let Some(task) = inner.task.take() {
+            task.finish(&outcome)?;
+        }
+        inner.lost.take().map_or(Ok(()), |lost| Err(io::Error::other(lost)))
+    }
+}
+
+impl Inner {
+    fn write(&mut self, kind: Kind, text: &str, to_guest: bool) {
+        self.warnings += usize::from(kind == Kind::Warn);
+        for line in text.trim_end_matches('\n').split('\n') {
+            let line = format!("{}{line}", kind.prefix());
+            let mut results = Vec::new();
+            match self.terminal {
+                // A closed terminal is no reason to lose a backup, and nobody would read the complaint.
+                Terminal::Stdout => drop(writeln!(io::stdout().lock(), "{line}").and_then(|()| io::stdout().flush())),
+                Terminal::Stderr => drop(writeln!(io::stderr().lock(), "{line}")),
+                Terminal::Quiet => {}
+            }
+            if let Some(task) = &mut self.task {
+                results.push(task.line(&line).map_err(|e| format!("the task log lost a line: {e}")));
+            }
+            if let (Some(guest), true) = (&mut self.guest, to_guest) {
+                let now = self.host.now().strftime("%Y-%m-%d %H:%M:%S").to_string();
+                let written = guest.file.write_all(format!("{now} {line}\n").as_bytes());
+                results.push(written.map_err(|e| format!("'{}' lost a line: {e}", guest.path.display())));
+            }
+            let failed = results.into_iter().find_map(Result::err);
+            self.lost = self.lost.take().or(failed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_goes_where_it_belongs() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        let upid = Upid::for_us(&host, "vzdump", "101", "root@pam").unwrap();
+        let task_path = host.path(upid.log_path());
+        let sink = LogSink::start(&host, Terminal::Quiet, Some(upid)).unwrap();
+        sink.info("starting new backup job: vzdump 101");
+        sink.open_guest("qemu", 101).unwrap();
+        sink.info("Starting Backup of VM 101 (qemu)");
+        sink.job_line(Kind::Info, "Backup started at now");
+        sink.error("first\nsecond\n");
+        sink.line(Kind::Bare, "command failed");
+        let copy = dir.path().join("a.log");
+        sink.close_guest(Some(&copy)).unwrap();
+        sink.warn("hm");
+        assert_eq!(sink.warnings(), 1);
+        sink.finish(&Outcome::Ok).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(task_path).unwrap(),
+            "INFO: starting new backup job: vzdump 101\nINFO: Starting Backup of VM 101 (qemu)\n\
+             INFO: Backup started at now\nERROR: first\nERROR: second\ncommand failed\nWARN: hm\n\nTASK WARNINGS: 1\n"
+        );
+        let guest = std::fs::read_to_string(copy).unwrap();
+        let lines: Vec<&str> = guest.lines().map(|l| l.get(20..).unwrap()).collect();
+        assert_eq!(lines, ["INFO: Starting Backup of VM 101 (qemu)", "ERROR: first", "ERROR: second"]);
+        let stamp = regex::Regex::new(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO: ").unwrap();
+        assert!(stamp.is_match(&guest));
+    }
+}
