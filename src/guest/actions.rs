@@ -79,7 +79,7 @@ pub fn free_volume(host: &Host, volid: &str) -> Step {
         }
     }
     match output(host, "pvesm", &["free", volid]) {
-        Ok(_) => Ok(Some(format!("removed volume '{volid}'"))),
+        Ok(_) => Ok(Some(format!("temporary volume '{volid}' successfully removed"))),
         Err(e) if ["no such", "does not exist", "not found"].iter().any(|t| e.to_lowercase().contains(t)) => Ok(None),
         Err(e) => Err(e),
     }

@@ -16,6 +16,11 @@ pub fn config_path(host: &Host, vmid: u32) -> PathBuf {
     PathBuf::from(format!("/etc/pve/nodes/{}/qemu-server/{vmid}.conf", host.node()))
 }
 
+/// Where the firewall rules of guest `vmid` lie, as a path of the node.
+pub fn firewall_path(vmid: u32) -> PathBuf {
+    PathBuf::from(format!("/etc/pve/firewall/{vmid}.fw"))
+}
+
 /// The config of VM `vmid`; `None` when there is no such VM on this node.
 ///
 /// # Errors
@@ -138,7 +143,7 @@ pub fn names_volume(host: &Host, volid: &str) -> io::Result<bool> {
         for kind in ["qemu-server", "lxc"] {
             for config in list(&node.join(kind))? {
                 let is_config = config.extension().is_some_and(|e| e == "conf");
-                if is_config && mentions(&std::fs::read_to_string(&config)?, volid) {
+                if is_config && mentions(&String::from_utf8_lossy(&std::fs::read(&config)?), volid) {
                     return Ok(true);
                 }
             }

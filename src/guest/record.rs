@@ -11,12 +11,15 @@ use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[cfg(test)]
 mod tests;
 
 /// Directory of the records on the node. Below `/var/lib`, so that it outlives a reboot.
 pub const DIRECTORY: &str = "/var/lib/vzkeep";
+/// How long the guardian of a killed run may take to undo what it left.
+const RECOVERY: Duration = Duration::from_secs(30);
 
 /// Something a run is about to do to a guest or to the node, in the words of what has to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,8 @@ pub enum Intent {
         /// Path of the node.
         path: PathBuf,
     },
+    /// The firewall file of a guest that does not exist yet; it goes unless the guest came into being.
+    NewFirewall,
     /// A volume that goes unless some guest's config names it: one being restored (named from the moment the restore is
     /// complete), one being replaced by a restore (named until then), a fleecing volume (never named).
     Volume {
@@ -185,8 +190,7 @@ impl Record {
     /// # Errors
     /// [`RecordError::Busy`] when a living run of ours has it; [`RecordError::Io`].
     pub fn open(host: &Host, vmid: u32, command: &str) -> Result<Opened, RecordError> {
-        let held = lock(host, vmid)?;
-        match Orphan::read(held)? {
+        match Orphan::read(lock_from_the_dead(host, vmid)?)? {
             Ok(orphan) => Ok(Opened::Orphaned(orphan)),
             Err(held) => Ok(Opened::Fresh(Self::create(held, command)?)),
         }
@@ -233,6 +237,18 @@ impl Record {
         self.held.append(&mut self.file, &Line::Done(intent.clone()), intent.outlives_boot())
     }
 
+    /// The run failed: makes what it did an orphan, to be undone in the same way as after a kill. `None` when there is
+    /// nothing to undo.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn give_up(self) -> Result<Option<Orphan>, RecordError> {
+        match Orphan::read(self.held)? {
+            Ok(orphan) => Ok(Some(orphan)),
+            Err(held) => remove(&held).map(|()| None),
+        }
+    }
+
     /// Everything is undone: removes the record and lets go of the guest.
     ///
     /// # Errors
@@ -248,14 +264,14 @@ impl Orphan {
     ///
     /// # Errors
     /// [`RecordError::Io`].
-    pub fn take(host: &Host, vmid: u32, patience: std::time::Duration) -> Result<Option<Self>, RecordError> {
-        let give_up = std::time::Instant::now() + patience;
+    pub fn take(host: &Host, vmid: u32, patience: Duration) -> Result<Option<Self>, RecordError> {
+        let give_up = Instant::now() + patience;
         loop {
             match lock(host, vmid) {
                 Ok(held) => return Ok(Self::read(held)?.ok()),
                 // A dying process closes its pipes a little before its locks.
-                Err(RecordError::Busy { .. }) if std::time::Instant::now() < give_up => {
-                    std::thread::sleep(std::time::Duration::from_millis(2));
+                Err(RecordError::Busy { .. }) if Instant::now() < give_up => {
+                    std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(RecordError::Busy { .. }) => return Ok(None),
                 Err(other) => return Err(other),
@@ -349,6 +365,25 @@ pub fn recorded(host: &Host) -> io::Result<Vec<u32>> {
     }
     vmids.sort_unstable();
     Ok(vmids)
+}
+
+/// As [`lock`], but waits for the guardian of a run that was killed: it has the lock only while it recovers.
+fn lock_from_the_dead(host: &Host, vmid: u32) -> Result<Held, RecordError> {
+    let give_up = Instant::now() + RECOVERY;
+    loop {
+        match lock(host, vmid) {
+            Err(RecordError::Busy { .. }) if Instant::now() < give_up && !owner_lives(host, vmid) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn owner_lives(host: &Host, vmid: u32) -> bool {
+    let text = std::fs::read_to_string(host.path(DIRECTORY).join(format!("{vmid}.json"))).unwrap_or_default();
+    let owner = parse(&text).ok().and_then(|(owner, _)| owner);
+    owner.is_some_and(|owner| procfs::start_time(owner.pid).is_ok_and(|start| start == owner.start))
 }
 
 fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {

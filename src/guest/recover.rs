@@ -97,6 +97,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::Volume { .. } => 5,
         Intent::File { .. } => 6,
         Intent::Dir { .. } => 7,
+        Intent::NewFirewall => 7,
         Intent::NewConfig => 8,
         Intent::ConfigLock { .. } => 9,
     }
@@ -107,6 +108,7 @@ pub fn describe(intent: &Intent) -> String {
     match intent {
         Intent::ConfigLock { lock } => format!("lock '{lock}' in the guest's config"),
         Intent::NewConfig => "placeholder config of the new guest".into(),
+        Intent::NewFirewall => "firewall file of the new guest".into(),
         Intent::Paused => "paused guest".into(),
         Intent::Frozen => "frozen file systems of the guest".into(),
         Intent::ShutDown => "shut down guest".into(),
@@ -128,6 +130,11 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::File { path, .. } => remove_path(host, path, |p| std::fs::remove_file(p)),
         Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),
         Intent::Volume { volid, .. } => free_unless_named(host, volid, actions),
+        Intent::NewFirewall => match conffile::read(host, vmid) {
+            Ok(Some(config)) if !conffile::is_placeholder(&config) => Ok(None),
+            Ok(_) => remove_path(host, &conffile::firewall_path(vmid), |p| std::fs::remove_file(p)),
+            Err(e) => Err(format!("whether the guest came into being cannot be told: {e}")),
+        },
         Intent::NewConfig => match conffile::remove_placeholder(host, vmid) {
             Ok(true) => Ok(Some(format!("removed the placeholder config of VM {vmid}"))),
             Ok(false) => Ok(None),
