@@ -14,4 +14,5 @@ pub mod guest;
 pub mod host;
 pub mod image;
 pub mod job;
+pub mod nbd;
 pub mod restore;

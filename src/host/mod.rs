@@ -4,6 +4,7 @@
 
 mod cancel;
 pub mod procfs;
+pub(crate) mod sys;
 pub use cancel::Cancel;
 
 use std::path::{Path, PathBuf};

@@ -3,6 +3,22 @@
 //!
 //! This module holds the two traits and their vocabulary; the implementations sit beside it, one file each.
 
+mod faulty;
+mod mem;
+mod nbd;
+mod open;
+mod qemu_nbd;
+mod raw;
+mod raw_target;
+
+pub use faulty::FaultyImage;
+pub use mem::{MemImage, MemTarget};
+pub use nbd::{NbdImage, NbdTarget};
+pub use open::{open_image, open_target};
+pub use qemu_nbd::QemuNbd;
+pub use raw::RawImage;
+pub use raw_target::RawTarget;
+
 use std::io;
 use std::ops::Range;
 
@@ -102,3 +118,34 @@ pub trait Target: Send + Sync {
     /// When the device reports that data may be lost.
     fn flush(&self) -> Result<(), ImageError>;
 }
+
+/// The error for a range that is not inside an image of `size` bytes; `Ok` when it is.
+fn check_range(image: &str, op: &'static str, size: u64, range: &Range<u64>) -> Result<(), ImageError> {
+    if range.start <= range.end && range.end <= size {
+        return Ok(());
+    }
+    let len = range.end.saturating_sub(range.start);
+    let source = io::Error::new(io::ErrorKind::InvalidInput, format!("the range is outside the disk of {size} bytes"));
+    Err(ImageError { image: image.into(), op, offset: range.start, len, source })
+}
+
+/// Zero or data per block of `block` bytes, neighbours merged; `base` is the place of `bytes` in the image.
+fn scan(bytes: &[u8], base: u64, block: usize) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    for (i, chunk) in bytes.chunks(block).enumerate() {
+        let kind = if chunk.iter().fold(0, |sum, b| sum | b) == 0 { ExtentKind::Zero } else { ExtentKind::Data };
+        push(&mut extents, Extent { offset: base + (i * block) as u64, len: chunk.len() as u64, kind });
+    }
+    extents
+}
+
+/// Appends an extent, merged with the last one when both are of a kind.
+fn push(extents: &mut Vec<Extent>, next: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.kind == next.kind => last.len += next.len,
+        _ => extents.push(next),
+    }
+}
+
+#[cfg(test)]
+mod tests;
