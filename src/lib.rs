@@ -9,6 +9,9 @@
 //! Everything that can be backed up is opened as an [`image::Image`]; everything that was backed up can be read
 //! as one again. Backup is a copy from an image to an archive, restore a copy from an archive to a target.
 
+pub mod archive;
 pub mod cli;
 pub mod host;
 pub mod image;
+pub mod storage;
+pub mod transfer;

@@ -3,6 +3,7 @@
 //! `vzdump` runs in tests against a real QEMU on a machine that is no Proxmox node.
 
 mod cancel;
+pub mod sys;
 pub use cancel::Cancel;
 
 use std::path::{Path, PathBuf};
