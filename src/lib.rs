@@ -9,6 +9,7 @@
 //! Everything that can be backed up is opened as an [`image::Image`]; everything that was backed up can be read
 //! as one again. Backup is a copy from an image to an archive, restore a copy from an archive to a target.
 
+pub mod archive;
 pub mod cli;
 pub mod guest;
 pub mod host;
@@ -16,3 +17,5 @@ pub mod image;
 pub mod job;
 pub mod nbd;
 pub mod restore;
+pub mod storage;
+pub mod transfer;

@@ -4,7 +4,7 @@
 
 mod cancel;
 pub mod procfs;
-pub(crate) mod sys;
+pub mod sys;
 pub use cancel::Cancel;
 
 use std::path::{Path, PathBuf};

@@ -1,14 +1,36 @@
-//! System calls that have no safe wrapper in the crates we use. The only place in the engine with unsafe code.
+//! System calls without a safe wrapper elsewhere. The only module with unsafe code.
+#![expect(unsafe_code, reason = "system calls that no crate in use wraps")]
 
-#![allow(unsafe_code)]
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
+/// Starts writing back the dirty pages of a range of a file, without waiting for the device.
+///
+/// # Errors
+/// As sync_file_range(2); many network file systems do not know it.
+pub fn start_write_back(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
+    range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Writes back the dirty pages of a range of a file and waits until the device has them. That is no replacement for
+/// fsync: neither metadata nor the device's cache is flushed.
+///
+/// # Errors
+/// As sync_file_range(2); many network file systems do not know it.
+pub fn wait_write_back(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    range(file, offset, len, all)
+}
+
+fn range(file: impl AsFd, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+    let fd = file.as_fd();
+    // SAFETY: the call takes no pointers, and the descriptor is borrowed, so open, until it returns.
+    let rc = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset.cast_signed(), len.cast_signed(), flags) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// Starts writing the dirty pages of a range to the device, without waiting for them. A hint: whether it took effect shows
 /// at the next `fdatasync`, and so do the errors.
-pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) {
-    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
-    // SAFETY: takes a descriptor that `file` keeps open during the call, and numbers; no memory is passed.
-    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+pub(crate) fn start_writeback(file: &std::fs::File, offset: u64, len: u64) {
+    let _hint = start_write_back(file, offset, len);
 }

@@ -1,0 +1,134 @@
+//! Byte streams that can be given up: a file descriptor that is polled, and a child `lzop -d`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::host::{Cancel, Host};
+
+/// How long a wait goes on before the flags are looked at again.
+const TICK_MS: u16 = 50;
+
+/// Reads a pipe, socket or file and gives up within [`TICK_MS`] when one of its flags is set. A read of a file on a
+/// dead network file system cannot be given up.
+pub(super) struct PolledRead {
+    file: File,
+    cancels: Vec<Cancel>,
+}
+
+impl PolledRead {
+    pub(super) fn new(file: File, cancels: Vec<Cancel>) -> Self {
+        Self { file, cancels }
+    }
+}
+
+impl Read for PolledRead {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.cancels.iter().any(Cancel::is_set) {
+                return Err(io::Error::other("cancelled"));
+            }
+            let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::from(TICK_MS)) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) => return self.file.read(buf),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// The output of `lzop -d`; a failure of the child ends it with an error instead of an end of file.
+pub(super) struct Lzop {
+    child: Child,
+    output: PolledRead,
+    /// Feeds the child when its input is no file.
+    feeder: Option<JoinHandle<io::Result<()>>>,
+    stop: Cancel,
+}
+
+/// What the child is to read.
+pub(super) enum Packed {
+    File(File),
+    Stream(Box<dyn Read + Send>),
+}
+
+impl Lzop {
+    /// `stop` is set when this is dropped; a [`Packed::Stream`] that can block has to look at it.
+    pub(super) fn start(host: &Host, packed: Packed, cancel: &Cancel, stop: &Cancel) -> io::Result<Self> {
+        let (stdin, stream) = match packed {
+            Packed::File(file) => (Stdio::from(file), None),
+            Packed::Stream(stream) => (Stdio::piped(), Some(stream)),
+        };
+        let mut command = host.command("lzop");
+        // Its own process group: a Ctrl-C is ours to handle, and lzop ends with its pipes.
+        command.args(["-d", "-c"]).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command
+            .spawn()
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot start lzop, which .lzo needs: {e}")))?;
+        let output = child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("lzop without output"))?;
+        let output = PolledRead::new(File::from(output), vec![cancel.clone(), stop.clone()]);
+        let feeder = match (child.stdin.take(), stream) {
+            (Some(mut stdin), Some(mut stream)) => Some(std::thread::spawn(move || copy(&mut stream, &mut stdin))),
+            _ => None,
+        };
+        Ok(Self { child, output, feeder, stop: stop.clone() })
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if let Some(feeder) = self.feeder.take() {
+            match feeder.join() {
+                // lzop says better what it did not like than a broken pipe does.
+                Ok(Err(e)) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
+                Ok(_) => {}
+                Err(_) => return Err(io::Error::other("the thread that feeds lzop panicked")),
+            }
+        }
+        let status = self.child.wait()?;
+        if status.success() {
+            return Ok(());
+        }
+        let mut said = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            stderr.take(4096).read_to_string(&mut said)?;
+        }
+        Err(io::Error::other(format!("lzop failed ({status}): {}", said.trim())))
+    }
+}
+
+/// As [`io::copy`], but reads in pieces worth a system call.
+fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
+    let mut buf = vec![0; 128 << 10];
+    loop {
+        match from.read(&mut buf)? {
+            0 => return Ok(()),
+            n => to.write_all(&buf[..n])?,
+        }
+    }
+}
+
+impl Read for Lzop {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.output.read(buf)? {
+            0 if !buf.is_empty() => self.end().map(|()| 0),
+            n => Ok(n),
+        }
+    }
+}
+
+impl Drop for Lzop {
+    fn drop(&mut self) {
+        self.stop.set();
+        // Both fail only when the child is gone, which is what is wanted.
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if let Some(feeder) = self.feeder.take() {
+            feeder.join().ok();
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Where archives live.
+
+mod draft;
+
+pub use draft::{Draft, DraftError};
