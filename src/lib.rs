@@ -12,3 +12,6 @@
 pub mod cli;
 pub mod host;
 pub mod image;
+pub mod schema;
+#[cfg(test)]
+mod testdata;
