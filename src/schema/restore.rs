@@ -1,0 +1,61 @@
+//! `qmrestore`: its options, typed.
+
+use super::{Params, UsageError, Vmid, parse, tables::QMRESTORE};
+
+/// The options of one `qmrestore`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// A path, a volume id, or `-` for standard input.
+    pub archive: String,
+    /// The guest to make.
+    pub vmid: Vmid,
+    /// Where the disks go; else each to the storage it came from.
+    pub storage: Option<String>,
+    /// Replace a guest that exists.
+    pub force: bool,
+    /// New MAC addresses and machine ids.
+    pub unique: bool,
+    /// Limit in bytes a second; `None` is no limit.
+    pub bwlimit: Option<u64>,
+    /// The pool the guest is added to.
+    pub pool: Option<String>,
+    /// Start the guest afterwards.
+    pub start: bool,
+}
+
+impl RestoreOptions {
+    /// Reads the arguments after the program's name (or after `qmrestore`).
+    ///
+    /// # Errors
+    /// The text for standard error; the exit code is 255. An option that cannot be honoured is refused, not ignored.
+    pub fn parse(args: &[String]) -> Result<Self, UsageError> {
+        let params = parse(&QMRESTORE, args)?;
+        let refuse = |name: &str, reason: &str| Err(UsageError::param(&QMRESTORE, name, reason));
+        if params.flag("live-restore") {
+            return refuse("live-restore", "not supported for this kind of archive; restore first, then start the VM");
+        }
+        if params.has("pool") {
+            return refuse(
+                "pool",
+                "not supported; add the VM to its pool with 'pvesh set /pools/<pool>' after the restore",
+            );
+        }
+        Self::from_params(&params).map_err(|reason| UsageError::param(&QMRESTORE, "vmid", &reason))
+    }
+
+    fn from_params(params: &Params) -> Result<Self, String> {
+        let text = |name: &str| params.text(name).map(str::to_owned);
+        // KiB/s, fractions allowed; zero means no limit.
+        let bwlimit = params.text("bwlimit").and_then(|kib| kib.parse::<f64>().ok()).map(|kib| (kib * 1024.0) as u64);
+        Ok(Self {
+            archive: text("archive").unwrap_or_default(),
+            vmid: params.text("vmid").unwrap_or_default().parse().map_err(|e| format!("invalid format - {e}\n"))?,
+            storage: text("storage"),
+            force: params.flag("force"),
+            unique: params.flag("unique"),
+            bwlimit: bwlimit.filter(|limit| *limit > 0),
+            pool: text("pool"),
+            start: params.flag("start"),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+use std::path::PathBuf;
+
+use super::tables::{QMRESTORE, VZDUMP};
+use super::*;
+
+fn golden() -> Option<PathBuf> {
+    crate::testdata::golden()
+}
+
+fn args(line: &[&str]) -> Vec<String> {
+    line.iter().map(|&arg| arg.to_owned()).collect()
+}
+
+fn options(line: &[&str]) -> VzdumpOptions {
+    VzdumpOptions::merge(&VzdumpRequest::parse(&args(line)).unwrap(), &Params::default()).unwrap()
+}
+
+#[test]
+fn tables_are_sorted_and_defaults_pass_their_checks() {
+    for command in [&VZDUMP, &QMRESTORE] {
+        assert!(command.options.is_sorted_by_key(|opt| opt.name), "{}", command.name);
+        for opt in command.options {
+            if let Some(default) = opt.default {
+                assert_eq!(check_value(opt, default).as_deref(), Ok(default), "{}", opt.name);
+            }
+            assert!(opt.requires.is_none_or(|other| command.option(other).is_some()));
+        }
+    }
+}
+
+#[test]
+fn help_is_the_recorded_text() {
+    let Some(golden) = golden() else { return };
+    let recorded = std::fs::read_to_string(golden.join("vzdump/44-help/stderr.txt")).unwrap();
+    assert_eq!(help(&VZDUMP), recorded);
+}
+
+/// Every recorded `vzdump` call: refused calls give the recorded text, accepted ones the recorded command line.
+#[test]
+fn recorded_command_lines() {
+    let Some(golden) = golden() else { return };
+    let mut seen = 0;
+    for case in std::fs::read_dir(golden.join("vzdump")).unwrap() {
+        let case = case.unwrap().path();
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let json: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(case.join("case.json")).unwrap()).unwrap();
+        let argv: Vec<String> =
+            json["argv"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().to_owned()).collect();
+        // The line feed of 34-notes-newline was lost when its arguments were written down.
+        if argv[0] != "vzdump" || argv.get(1).is_some_and(|a| a == "help") || name == "34-notes-newline" {
+            continue;
+        }
+        seen += 1;
+        let read = |file: &str| std::fs::read_to_string(case.join(file)).unwrap_or_default();
+        let stderr = read("stderr.txt");
+        match VzdumpRequest::parse(&argv[1..]) {
+            Err(error) => assert_eq!(error.to_string().trim_end(), stderr.trim_end(), "{name}"),
+            Ok(request) => {
+                assert!(!stderr.contains("400 "), "{name}: accepted, but recorded: {stderr}");
+                // With --quiet only the task log has the line; 53-lockholder's task log is of the other job.
+                let tasklog = read("stdout.txt") + &read("tasklog.txt");
+                let Some(recorded) = tasklog.lines().find_map(|l| l.split_once("starting new backup job: vzdump"))
+                else {
+                    continue;
+                };
+                // The order of the options is not fixed: compare the words sorted.
+                let sorted = |line: &str| {
+                    let mut options: Vec<_> = line.split(" --").map(str::to_owned).collect();
+                    options.sort();
+                    options
+                };
+                let ours = request.command_line();
+                assert_eq!(sorted(ours.strip_prefix("vzdump").unwrap()), sorted(recorded.1), "{name}");
+            }
+        }
+    }
+    assert!(seen > 90, "only {seen} recordings");
+}
+
+#[test]
+fn getopt_rules() {
+    let line = |line: &[&str]| VzdumpRequest::parse(&args(line)).map(|r| r.command_line());
+    assert_eq!(line(&["-MODE=stop", "0102", "--stop", "--", "103"]).unwrap(), "vzdump 0102 103 --mode stop --stop 1");
+    assert_eq!(
+        line(&["102", "--protected", "no", "--sto", "bk"]).unwrap_err().to_string().lines().next(),
+        Some("Option sto is ambiguous (stop, stopwait, storage)")
+    );
+    assert_eq!(line(&["102", "--stop", "--remove=off"]).unwrap(), "vzdump 102 --remove 0 --stop 1");
+    assert_eq!(
+        line(&["102", "--storage"]).unwrap_err().to_string(),
+        "Option storage requires an argument\n400 unable to parse option\nvzdump {<vmid>} [OPTIONS]\n"
+    );
+    assert_eq!(
+        line(&["102", "--exclude-path", "a", "--exclude-path", "b c"]).unwrap(),
+        "vzdump 102 --exclude-path a --exclude-path 'b c'"
+    );
+    assert_eq!(options(&["0102", "101"]).vmids.iter().map(|v| v.get()).collect::<Vec<_>>(), [102, 101]);
+}
+
+#[test]
+fn defaults_and_conflicts() {
+    let defaults = options(&["100"]);
+    assert_eq!((defaults.mode, defaults.compress, defaults.ionice), (Mode::Snapshot, Compress::None, 7));
+    assert_eq!((defaults.lockwait, defaults.stopwait, defaults.zstd), (180, 10, 1));
+    assert_eq!((defaults.storage.as_deref(), defaults.remove), (Some("local"), true));
+    assert_eq!(defaults.retention(None), (Keep::ALL, false));
+    assert_eq!(options(&["100", "--compress", "1"]).compress, Compress::Lzo);
+    let keep = options(&["100", "--prune-backups", "keep-last=2,keep-daily=1"]).retention(Some(Keep::ALL));
+    assert_eq!((keep.0.to_string().as_str(), keep.1), ("keep-daily=1,keep-last=2", true));
+    let merge = |line: &[&str]| {
+        VzdumpOptions::merge(&VzdumpRequest::parse(&args(line)).unwrap(), &Params::default()).unwrap_err().to_string()
+    };
+    assert_eq!(
+        merge(&["1000", "--storage", "bk", "--dumpdir", "/x"]),
+        "cannot use options 'storage' and 'dumpdir' at the same time"
+    );
+    assert_eq!(
+        merge(&["1000", "--storage", "bk", "--stdout"]),
+        "cannot use options 'storage' and 'stdout' at the same time"
+    );
+    assert_eq!(options(&["--exclude", "100,101"]).exclude.len(), 2);
+    assert_eq!(options(&["100", "--fleecing", "1,storage=local"]).fleecing.storage.as_deref(), Some("local"));
+}
+
+#[test]
+fn qmrestore_options() {
+    let given =
+        RestoreOptions::parse(&args(&["-", "300", "--storage", "local", "--unique", "--bwlimit", "1.5"])).unwrap();
+    assert_eq!((given.archive.as_str(), given.vmid.get(), given.bwlimit), ("-", 300, Some(1536)));
+    assert!(given.unique && !given.force);
+    let error = |line: &[&str]| RestoreOptions::parse(&args(line)).unwrap_err().to_string();
+    assert_eq!(error(&["x"]), "400 not enough arguments\nqmrestore <archive> <vmid> [OPTIONS]\n");
+    assert_eq!(error(&["x", "300", "y"]), "400 too many arguments\nqmrestore <archive> <vmid> [OPTIONS]\n");
+    assert!(error(&["x", "12"]).contains("vmid: invalid format - value does not look like a valid VM ID"));
+    assert!(error(&["x", "300", "--live-restore"]).contains("live-restore: not supported"));
+    assert!(error(&["x", "300", "--pool", "p"]).contains("pool: not supported"));
+}
+
+#[test]
+fn man_page_and_completion_name_every_option() {
+    for command in [&VZDUMP, &QMRESTORE] {
+        let (man, bash) = (man_page(command, "0.1.0"), bash_completion(command));
+        for opt in command.options {
+            assert!(man.contains(&format!("\\-\\-{}", opt.name.replace('-', "\\-"))), "{}", opt.name);
+            assert!(bash.contains(&format!("--{}", opt.name)), "{}", opt.name);
+        }
+        assert!(man.lines().all(|line| !line.starts_with('\'')));
+    }
+    assert!(bash_completion(&VZDUMP).contains("snapshot suspend stop"));
+    assert!(help(&QMRESTORE).starts_with("USAGE: qmrestore help\nUSAGE: qmrestore <archive> <vmid> [OPTIONS]\n"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_command_line_is_answered(line in proptest::collection::vec("(--?)?[a-z0-9=,-]{0,12}", 0..6)) {
+        let _ = VzdumpRequest::parse(&line).map(|request| request.command_line());
+        let _ = RestoreOptions::parse(&line);
+    }
+}
