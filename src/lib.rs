@@ -12,3 +12,4 @@
 pub mod cli;
 pub mod host;
 pub mod image;
+pub mod qemu;
