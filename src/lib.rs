@@ -14,11 +14,13 @@ pub mod cli;
 pub mod guest;
 pub mod host;
 pub mod image;
-#[cfg(test)]
-mod testdata;
 pub mod job;
 pub mod nbd;
+pub mod qemu;
 pub mod restore;
 pub mod schema;
 pub mod storage;
 pub mod transfer;
+
+#[cfg(test)]
+mod testdata;
