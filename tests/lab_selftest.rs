@@ -244,3 +244,44 @@ fn stand_ins_lock_and_make_volumes() -> Result<()> {
     );
     Ok(())
 }
+
+/// The other half of `nothing_outlives_a_killed_process`: makes a node, says where it is, and waits to be killed.
+#[test]
+#[ignore = "run by nothing_outlives_a_killed_process"]
+fn holds_a_node_until_killed() -> Result<()> {
+    let node = Node::new()?.guest(Guest::new(100).disk("scsi0", Format::Raw, mib(1)))?;
+    node.switch_on(100)?;
+    std::fs::write(std::env::var("LAB_SELFTEST_SAY")?, node.root().display().to_string())?;
+    std::thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+#[test]
+fn nothing_outlives_a_killed_process() -> Result<()> {
+    if !lab::programs::require_guest("nothing_outlives_a_killed_process") {
+        return Ok(());
+    }
+    let said = tempfile::NamedTempFile::new()?;
+    let mut victim = std::process::Command::new(std::env::current_exe()?)
+        .args(["--ignored", "--exact", "holds_a_node_until_killed"])
+        .env("LAB_SELFTEST_SAY", said.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let root = loop {
+        let root = std::fs::read_to_string(said.path())?;
+        if !root.is_empty() || Instant::now() > deadline {
+            break PathBuf::from(root);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let running = leash::processes(&root)?;
+    victim.kill()?;
+    victim.wait()?;
+    assert!(!running.is_empty() && root.is_absolute());
+    while root.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!root.exists() && leash::processes(&root)?.is_empty());
+    Ok(())
+}

@@ -112,10 +112,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !matches!(self.child.try_wait(), Ok(Some(_))) {
-            if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
-                eprintln!("lab: {} cannot be killed: {error}", self.name);
-            }
+        if !matches!(self.child.try_wait(), Ok(Some(_)))
+            && let Err(error) = self.child.kill().and_then(|()| self.child.wait())
+        {
+            eprintln!("lab: {} cannot be killed: {error}", self.name);
         }
     }
 }

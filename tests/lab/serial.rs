@@ -142,10 +142,10 @@ fn watch(mut stream: &UnixStream, end: &AtomicBool) -> Result<Duration> {
         if more {
             let line = String::from_utf8_lossy(&said).into_owned();
             said.clear();
-            if let Some((_, report)) = Report::parse(&line) {
-                if last.is_none_or(|(n, _)| report.n > n) {
-                    last = Some((report.n, Instant::now()));
-                }
+            if let Some((_, report)) = Report::parse(&line)
+                && last.is_none_or(|(n, _)| report.n > n)
+            {
+                last = Some((report.n, Instant::now()));
             }
         }
     }

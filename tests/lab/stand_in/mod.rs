@@ -78,8 +78,10 @@ pub fn run(name: &str, words: &[String]) -> ExitCode {
     }
 }
 
+type Options<'a> = Vec<(&'a str, &'a str)>;
+
 /// The words that are no options, and the options: `--timeout 5`, `--format=raw`, `--skiplock`.
-fn arguments<'a>(words: &'a [String], valued: &[&str]) -> Result<(Vec<&'a str>, Vec<(&'a str, &'a str)>)> {
+fn arguments<'a>(words: &'a [String], valued: &[&str]) -> Result<(Vec<&'a str>, Options<'a>)> {
     let (mut plain, mut options) = (Vec::new(), Vec::new());
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
