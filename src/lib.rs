@@ -10,8 +10,10 @@
 //! as one again. Backup is a copy from an image to an archive, restore a copy from an archive to a target.
 
 pub mod cli;
+pub mod config;
 pub mod host;
 pub mod image;
 pub mod schema;
+pub mod storage;
 #[cfg(test)]
 mod testdata;

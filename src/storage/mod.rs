@@ -1,0 +1,17 @@
+//! Where archives and images live: names and paths on storages, volumes made and removed, what lies in a dump directory
+//! and what retention makes of it.
+
+mod listing;
+mod names;
+mod prune;
+mod volid;
+mod volume;
+
+pub use listing::{Entry, entries, list};
+pub use names::{ArchiveName, GuestKind};
+pub use prune::{Backup, Mark, plan_prune};
+pub use volid::{ContentPath, VolId, VolIdError, next_disk_name};
+pub use volume::{NewVolume, VolumeError, Volumes};
+
+#[cfg(test)]
+mod tests;
