@@ -11,6 +11,7 @@
 
 pub mod archive;
 pub mod cli;
+pub mod config;
 pub mod guest;
 pub mod host;
 pub mod image;
