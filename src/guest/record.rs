@@ -249,6 +249,17 @@ impl Record {
         }
     }
 
+    /// Gives the run up: what it still has noted is to be undone by [`recover`](super::recover::recover), like another's.
+    ///
+    /// # Errors
+    /// When the record cannot be read back.
+    pub fn into_orphan(self) -> Result<Orphan, RecordError> {
+        let Self { held, file } = self;
+        let text = std::fs::read(&held.path).map_err(|e| held.err("read", e))?;
+        let (owner, intents) = parse(&String::from_utf8_lossy(&text)).map_err(|e| held.err("read", e))?;
+        Ok(Orphan { held, file, owner, intents })
+    }
+
     /// Everything is undone: removes the record and lets go of the guest.
     ///
     /// # Errors

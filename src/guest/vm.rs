@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{BackupVolume, Disk, GuestConfig, StorageCfg, archive_order, backup_volumes, config_blob};
+use crate::config::{BackupVolume, Disk, GuestConfig, archive_order, backup_volumes, config_blob};
 use crate::host::Host;
 use crate::image::{Image, ImageError, MemImage, NbdImage, open_image};
 use crate::qemu::{Export, Session};
@@ -74,15 +74,15 @@ impl Vm {
     ///
     /// # Errors
     /// When one is missing.
-    pub fn find_disks(&mut self, host: &Host, storages: &StorageCfg) -> Result<(), VmError> {
-        let volumes = Volumes::new(host, storages);
+    pub fn find_disks(&mut self, volumes: &Volumes) -> Result<(), VmError> {
         let mut found = Vec::new();
         for disk in archive_order(&self.volumes) {
-            let (path, format) = volumes.locate(&disk.volid)?;
+            let path = volumes.path(&disk.volid)?;
             if !path.exists() {
                 return Err(VmError::NoVolume(disk.volid.clone()));
             }
-            let format = disk.option("format").map_or(format, str::to_owned);
+            // Never probed: a guest can write any image header into its raw disk.
+            let format = disk.format().unwrap_or("raw").to_owned();
             found.push(VmDisk { disk: disk.clone(), path, format });
         }
         self.disks = found;
@@ -114,9 +114,10 @@ impl Vm {
     /// When one cannot be opened.
     pub fn open_running(
         &self,
-        session: Option<&Session>,
+        session: &Option<Session>,
         beside: &[(String, Arc<MemImage>)],
     ) -> Result<Vec<BackupDisk>, ImageError> {
+        let session = session.as_ref();
         let exports = session.map(Session::exports).unwrap_or_default();
         let mut disks = Vec::new();
         for disk in &self.disks {
@@ -125,7 +126,8 @@ impl Vm {
             let image: Arc<dyn Image> = match (export, beside.iter().find(|(device, _)| *device == name)) {
                 (Some((session, export)), _) => Arc::new(connect(session, export)?),
                 (None, Some((_, copy))) => Arc::clone(copy) as Arc<dyn Image>,
-                (None, None) => continue,
+                // Every disk is either in QEMU, and then the session has it, or beside it.
+                (None, None) => unreachable!("{name} is neither in the session nor beside it"),
             };
             disks.push(BackupDisk { name, image });
         }

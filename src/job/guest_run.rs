@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
-use super::tasklog::GuestOutcome;
-use super::{Job, after};
-use crate::config::{GuestConfig, StorageCfg};
+use super::{GuestOutcome, Job};
+use crate::config::GuestConfig;
 use crate::guest::conffile;
+use crate::guest::fleecing::FleecingError;
 use crate::guest::held::{Held, HeldError};
 use crate::guest::power::{Power, PowerError};
 use crate::guest::record::Intent;
@@ -45,6 +45,8 @@ pub(super) enum GuestError {
     Held(#[from] HeldError),
     #[error(transparent)]
     Vm(#[from] VmError),
+    #[error(transparent)]
+    Fleecing(#[from] FleecingError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]
@@ -149,12 +151,12 @@ impl GuestRun<'_> {
             self.mode = Mode::Stop;
         }
         let vm = if self.mode == Mode::Snapshot {
-            let vm = self.prepare(config, job.storages)?;
+            let vm = self.prepare(config)?;
             self.announce_mode();
             vm
         } else {
             self.announce_mode();
-            self.prepare(config, job.storages)?
+            self.prepare(config)?
         };
         self.hook("backup-start")?;
         let stopped_at = Instant::now();
@@ -181,14 +183,14 @@ impl GuestRun<'_> {
         let size = self.archive(&vm, held, stopped_at)?;
         if let Some(size) = size {
             job.log.info(&format!("archive file size: {}", archive_size(size)));
-            after::dress(self, &vm)?;
+            self.dress(&vm)?;
         }
         self.hook("backup-end")?;
         Ok(())
     }
 
     /// Lists the disks and makes sure they are there.
-    fn prepare(&mut self, config: GuestConfig, storages: &StorageCfg) -> Result<Vm, GuestError> {
+    fn prepare(&mut self, config: GuestConfig) -> Result<Vm, GuestError> {
         let log = &self.job.log;
         let mut vm = Vm::new(self.vmid.get(), config);
         self.env.hostname = vm.config.name();
@@ -198,7 +200,7 @@ impl GuestRun<'_> {
         for volume in &vm.volumes {
             log.info(&volume.to_string());
         }
-        vm.find_disks(self.job.host, storages)?;
+        vm.find_disks(self.job.volumes)?;
         Ok(vm)
     }
 
@@ -217,7 +219,7 @@ impl GuestRun<'_> {
         if !self.running || self.mode == Mode::Snapshot {
             return;
         }
-        let mut restart = || -> Result<(), GuestError> {
+        let restart = || -> Result<(), GuestError> {
             self.hook("pre-restart")?;
             if self.mode == Mode::Suspend {
                 self.job.log.info("resume vm");
