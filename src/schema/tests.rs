@@ -151,6 +151,28 @@ fn man_page_and_completion_name_every_option() {
     assert!(help(&QMRESTORE).starts_with("USAGE: qmrestore help\nUSAGE: qmrestore <archive> <vmid> [OPTIONS]\n"));
 }
 
+/// bash and groff read what we write for them without a complaint, where they are installed.
+#[test]
+fn shell_and_roff_accept_our_output() {
+    use std::io::Write;
+    use std::process::{Command as Process, Stdio};
+    for (program, args, text) in [
+        ("bash", &["-n"][..], bash_completion(&VZDUMP)),
+        ("bash", &["-n"], bash_completion(&QMRESTORE)),
+        ("groff", &["-ww", "-man", "-Tascii", "-z"], man_page(&VZDUMP, "0.1.0")),
+        ("groff", &["-ww", "-man", "-Tascii", "-z"], man_page(&QMRESTORE, "0.1.0")),
+    ] {
+        let child = Process::new(program).args(args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let Ok(mut child) = child else {
+            eprintln!("skipped: no {program}");
+            continue;
+        };
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success() && out.stderr.is_empty(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn any_command_line_is_answered(line in proptest::collection::vec("(--?)?[a-z0-9=,-]{0,12}", 0..6)) {
