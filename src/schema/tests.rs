@@ -119,6 +119,7 @@ fn defaults_and_conflicts() {
         merge(&["1000", "--storage", "bk", "--stdout"]),
         "cannot use options 'storage' and 'stdout' at the same time"
     );
+    assert_eq!(Keep::parse("keep-last=3,keep-daily=7").unwrap().log_text(), "keep-daily=7, keep-last=3");
     assert_eq!(options(&["--exclude", "100,101"]).exclude.len(), 2);
     assert_eq!(options(&["100", "--fleecing", "1,storage=local"]).fleecing.storage.as_deref(), Some("local"));
 }
