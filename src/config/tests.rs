@@ -182,6 +182,31 @@ fn disks_and_what_becomes_of_them() {
     assert_eq!(backup_volumes(&bios)[0].excluded, Some("efidisk but no OMVF BIOS"));
 }
 
+/// The lines about disks in every recorded log of a VM.
+#[test]
+fn disk_lines_as_recorded() {
+    let Some(golden) = golden() else { return };
+    let mut seen = 0;
+    for case in std::fs::read_dir(golden.join("vzdump")).unwrap() {
+        let case = case.unwrap().path();
+        let log = std::fs::read_to_string(case.join("stdout.txt")).unwrap_or_default();
+        for guest in log.split("INFO: Starting Backup of VM ").skip(1) {
+            let vmid = guest.split(' ').next().unwrap();
+            let file = golden.join(format!("node/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"));
+            let Ok(text) = std::fs::read(file) else { continue };
+            let is_disk = |line: &&str| line.starts_with("include disk") || line.starts_with("exclude disk");
+            let recorded: Vec<_> = guest.lines().filter_map(|l| l.strip_prefix("INFO: ")).filter(is_disk).collect();
+            // A backup that fails early gets no further than this.
+            if !recorded.is_empty() {
+                let ours: Vec<_> = backup_volumes(&GuestConfig::parse(&text)).iter().map(ToString::to_string).collect();
+                assert_eq!(ours, recorded, "{} {vmid}", case.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} recordings");
+}
+
 /// The blob in an archive that the stock program made from the configuration beside it.
 #[test]
 fn blob_as_in_a_recorded_archive() {

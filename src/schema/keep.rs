@@ -66,9 +66,14 @@ impl Keep {
             ("keep-yearly", self.yearly),
         ]
     }
+
+    /// As in `prune older backups with retention: keep-daily=7, keep-last=3`.
+    pub fn log_text(&self) -> String {
+        self.to_string().replace(',', ", ")
+    }
 }
 
-/// As in `prune older backups with retention: keep-daily=2, keep-last=3`, without blanks: a property string.
+/// The property string, by name: `keep-daily=7,keep-last=3`.
 impl fmt::Display for Keep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.all {

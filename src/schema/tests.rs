@@ -119,6 +119,7 @@ fn defaults_and_conflicts() {
         merge(&["1000", "--storage", "bk", "--stdout"]),
         "cannot use options 'storage' and 'stdout' at the same time"
     );
+    assert_eq!(Keep::parse("keep-last=3,keep-daily=7").unwrap().log_text(), "keep-daily=7, keep-last=3");
     assert_eq!(options(&["--exclude", "100,101"]).exclude.len(), 2);
     assert_eq!(options(&["100", "--fleecing", "1,storage=local"]).fleecing.storage.as_deref(), Some("local"));
 }
@@ -149,6 +150,28 @@ fn man_page_and_completion_name_every_option() {
     }
     assert!(bash_completion(&VZDUMP).contains("snapshot suspend stop"));
     assert!(help(&QMRESTORE).starts_with("USAGE: qmrestore help\nUSAGE: qmrestore <archive> <vmid> [OPTIONS]\n"));
+}
+
+/// bash and groff read what we write for them without a complaint, where they are installed.
+#[test]
+fn shell_and_roff_accept_our_output() {
+    use std::io::Write;
+    use std::process::{Command as Process, Stdio};
+    for (program, args, text) in [
+        ("bash", &["-n"][..], bash_completion(&VZDUMP)),
+        ("bash", &["-n"], bash_completion(&QMRESTORE)),
+        ("groff", &["-ww", "-man", "-Tascii", "-z"], man_page(&VZDUMP, "0.1.0")),
+        ("groff", &["-ww", "-man", "-Tascii", "-z"], man_page(&QMRESTORE, "0.1.0")),
+    ] {
+        let child = Process::new(program).args(args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let Ok(mut child) = child else {
+            eprintln!("skipped: no {program}");
+            continue;
+        };
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success() && out.stderr.is_empty(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+    }
 }
 
 proptest::proptest! {
