@@ -19,7 +19,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Err(code) => return code,
     };
     if args.first().is_some_and(|word| word == "help") {
-        print!("{}", schema::help(&tables::VZDUMP));
+        eprint!("{}", schema::help(&tables::VZDUMP));
         return ExitCode::SUCCESS;
     }
     let request = match VzdumpRequest::parse(&args) {

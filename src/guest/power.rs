@@ -38,17 +38,17 @@ impl Power {
         Self { host: host.clone(), vmid }
     }
 
-    /// Whether a QEMU process runs for this VM: the pid in `run/qemu-server/<vmid>.pid` is alive and was started with
-    /// `-id <vmid>` (a recycled pid was not).
+    /// Whether a QEMU process runs for this VM: the pid in `run/qemu-server/<vmid>.pid` is alive and was started with that file
+    /// as its pid file (a recycled pid was not).
     pub fn is_running(&self) -> bool {
         let pid_file = self.host.path(format!("/var/run/qemu-server/{}.pid", self.vmid));
         let Some(pid) = std::fs::read_to_string(pid_file).ok().and_then(|t| t.trim().parse::<u32>().ok()) else {
             return false;
         };
         let Ok(command_line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-        let id = self.vmid.to_string();
+        let name = format!("/qemu-server/{}.pid", self.vmid);
         let words: Vec<&[u8]> = command_line.split(|b| *b == 0).collect();
-        words.windows(2).any(|pair| pair[0] == b"-id" && pair[1] == id.as_bytes())
+        words.windows(2).any(|pair| pair[0] == b"-pidfile" && pair[1].ends_with(name.as_bytes()))
     }
 
     /// Asks the guest to shut down and waits until it is off.
