@@ -11,14 +11,15 @@
 
 pub mod archive;
 pub mod cli;
+pub mod config;
 pub mod guest;
 pub mod host;
 pub mod image;
-#[cfg(test)]
-mod testdata;
 pub mod job;
 pub mod nbd;
 pub mod restore;
 pub mod schema;
 pub mod storage;
+#[cfg(test)]
+mod testdata;
 pub mod transfer;

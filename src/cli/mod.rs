@@ -13,13 +13,12 @@ pub fn run(argv: Vec<OsString>) -> ExitCode {
     let args = argv.get(1..).unwrap_or_default();
     let word = args.first().cloned().unwrap_or_default();
     let rest = args.get(1..).unwrap_or_default();
+    let host = crate::host::Host::from_env();
+    let monitor = crate::guest::monitor::QmMonitor(&host);
     match (name.to_str(), word.to_str()) {
-        (Some("qmrestore"), _) => qmrestore::run(args),
-        (_, Some("qmrestore")) => qmrestore::run(rest),
-        (_, Some("guard")) => {
-            let host = crate::host::Host::from_env();
-            guard::run(rest, &crate::guest::monitor::QmMonitor(&host))
-        }
+        (Some("qmrestore"), _) => qmrestore::run(args, &monitor),
+        (_, Some("qmrestore")) => qmrestore::run(rest, &monitor),
+        (_, Some("guard")) => guard::run(rest, &monitor),
         _ => ExitCode::SUCCESS,
     }
 }
