@@ -17,9 +17,11 @@ pub mod host;
 pub mod image;
 pub mod job;
 pub mod nbd;
+pub mod qemu;
 pub mod restore;
 pub mod schema;
 pub mod storage;
 #[cfg(test)]
 mod testdata;
 pub mod transfer;
+

@@ -1,24 +1,94 @@
 //! The command lines: picks one by `argv[0]` or by the first word, parses, prints, returns the exit code.
 
-pub mod guard;
-pub mod qmrestore;
+mod guard;
+mod qmrestore;
+mod vzdump;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::guest::monitor::QemuMonitor;
+use crate::host::Host;
+
+/// Exit code of everything that failed, as the original has it.
+const FAILED: u8 = 255;
+
 /// Runs the command line named by `argv[0]` (`vzdump`, `qmrestore`) or, when called as `vzkeep`, by the first word.
 pub fn run(argv: Vec<OsString>) -> ExitCode {
-    let name = argv.first().and_then(|a| Path::new(a).file_name()).unwrap_or_default().to_owned();
+    let name = argv.first().and_then(|word| Path::new(word).file_name()?.to_str()).unwrap_or_default();
     let args = argv.get(1..).unwrap_or_default();
-    let word = args.first().cloned().unwrap_or_default();
-    let rest = args.get(1..).unwrap_or_default();
-    let host = crate::host::Host::from_env();
-    let monitor = crate::guest::monitor::QmMonitor(&host);
-    match (name.to_str(), word.to_str()) {
-        (Some("qmrestore"), _) => qmrestore::run(args, &monitor),
-        (_, Some("qmrestore")) => qmrestore::run(rest, &monitor),
-        (_, Some("guard")) => guard::run(rest, &monitor),
-        _ => ExitCode::SUCCESS,
+    if let Some(code) = command(name, args) {
+        return code;
     }
+    let word = args.first().and_then(|word| word.to_str()).unwrap_or_default();
+    if let Some(code) = command(word, args.get(1..).unwrap_or_default()) {
+        return code;
+    }
+    match word {
+        "help" | "--help" | "-h" => {
+            print!("{}", USAGE);
+            ExitCode::SUCCESS
+        }
+        "version" | "--version" | "-V" => {
+            println!("vzkeep {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        "" => {
+            eprint!("{}", USAGE);
+            ExitCode::from(FAILED)
+        }
+        other => {
+            eprintln!("vzkeep knows no command '{other}': use vzdump, qmrestore, man, completion, help or version");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+const USAGE: &str = "\
+vzkeep vzdump {<vmid>} [OPTIONS]        back up guests (also as a program named vzdump)
+vzkeep qmrestore <archive> <vmid> [OPTIONS]     restore a virtual machine (also as a program named qmrestore)
+vzkeep man vzdump|qmrestore             print the man page
+vzkeep completion vzdump|qmrestore      print the completion script for bash
+vzkeep version                          print the version
+
+'vzkeep vzdump help' and 'vzkeep qmrestore help' list the options.
+";
+
+fn command(name: &str, args: &[OsString]) -> Option<ExitCode> {
+    match name {
+        "vzdump" => Some(vzdump::run(args)),
+        "qmrestore" => Some(qmrestore::run(args)),
+        "guard" => Some(guard::run(args, &QemuMonitor::new(&Host::from_env()))),
+        "man" => Some(about(args, |command| crate::schema::man_page(command, env!("CARGO_PKG_VERSION")))),
+        "completion" => Some(about(args, crate::schema::bash_completion)),
+        _ => None,
+    }
+}
+
+/// Prints a text made from the option table of the command named in `args`.
+fn about(args: &[OsString], text: impl Fn(&crate::schema::Command) -> String) -> ExitCode {
+    use crate::schema::tables::{QMRESTORE, VZDUMP};
+    let wanted = args.first().and_then(|word| word.to_str()).unwrap_or_default();
+    match [&VZDUMP, &QMRESTORE].into_iter().find(|command| command.name == wanted) {
+        Some(command) => {
+            print!("{}", text(command));
+            ExitCode::SUCCESS
+        }
+        None => {
+            eprintln!("'{wanted}' is no command with options: use vzdump or qmrestore");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The arguments as text.
+fn words(args: &[OsString]) -> Result<Vec<String>, ExitCode> {
+    let word = |arg: &OsString| {
+        arg.clone().into_string().map_err(|raw| {
+            eprintln!("argument {raw:?} is not valid UTF-8");
+            ExitCode::from(FAILED)
+        })
+    };
+    args.iter().map(word).collect()
 }

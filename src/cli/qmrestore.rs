@@ -1,9 +1,11 @@
 //! `qmrestore <archive> <vmid>`: words, messages and exit codes as those of the node's own; the work is done in `restore`.
 
+use super::{FAILED, words};
 use crate::archive::Source;
 use crate::config::{Fresh, StorageCfg};
 use crate::guest::actions::{Monitor, NodeActions, output};
 use crate::guest::guard::Guard;
+use crate::guest::monitor::QemuMonitor;
 use crate::guest::record::{Opened, Orphan, Record};
 use crate::guest::recover::{LockClaim, recover};
 use crate::host::{Cancel, Host};
@@ -23,14 +25,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// The exit code of any failure.
-const FAILED: u8 = 255;
 /// The exit code when the archive is not there: ENOENT, as the original has it.
 const NO_ARCHIVE: u8 = 2;
 
-/// Runs `qmrestore` with the arguments after its name; `monitor` is the way into QEMU.
-pub fn run(args: &[OsString], monitor: &dyn Monitor) -> ExitCode {
-    let words: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+/// Runs `qmrestore` with the arguments after its name.
+pub fn run(args: &[OsString]) -> ExitCode {
+    let words = match words(args) {
+        Ok(words) => words,
+        Err(code) => return code,
+    };
+    if words.first().is_some_and(|word| word == "help") {
+        print!("{}", schema::help(&QMRESTORE));
+        return ExitCode::SUCCESS;
+    }
     let params = match schema::parse(&QMRESTORE, &words) {
         Ok(params) => params,
         Err(e) => {
@@ -39,7 +46,7 @@ pub fn run(args: &[OsString], monitor: &dyn Monitor) -> ExitCode {
         }
     };
     let host = Host::from_env();
-    match Restore::new(&host, &params, monitor).and_then(|mut restore| restore.run()) {
+    match Restore::new(&host, &params, &QemuMonitor::new(&host)).and_then(|mut restore| restore.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{e:#}");
@@ -67,7 +74,6 @@ struct Restore<'a> {
     /// KiB a second; 0 lifts every limit.
     bwlimit: Option<u64>,
     start: bool,
-    quiet_log: Terminal,
     cancel: Cancel,
 }
 
@@ -98,7 +104,6 @@ impl<'a> Restore<'a> {
             archive: text("archive"),
             bwlimit: params.text("bwlimit").and_then(|l| l.parse().ok()),
             start: params.flag("start"),
-            quiet_log: Terminal::Stdout,
             cancel: Cancel::new(),
         })
     }
@@ -123,7 +128,7 @@ impl<'a> Restore<'a> {
             return Err(cleared(record, refusal.into()));
         }
         let task = Upid::for_us(self.host, "qmrestore", &vmid.to_string(), "root@pam")
-            .and_then(|upid| LogSink::start(self.host, self.quiet_log, Some(upid)));
+            .and_then(|upid| LogSink::start(self.host, Terminal::Stdout, Some(upid)));
         let log = match task {
             Ok(log) => log,
             Err(e) => return Err(cleared(record, anyhow!("the task record cannot be started: {e}"))),
@@ -153,14 +158,11 @@ impl<'a> Restore<'a> {
             // The record stays, and with it the wish to remove them; the guest is there.
             Ok(_) => Ok(()),
             Err(cause) => {
-                if let Some(mut orphan) = record.give_up()? {
-                    self.undo(&mut orphan, LockClaim::Certain, &|line| log.line(Kind::Bare, line));
-                    match orphan.clear() {
-                        Ok(()) => Err(cause),
-                        Err(e) => Err(cause.context(e.to_string())),
-                    }
-                } else {
-                    Err(cause)
+                let mut orphan = record.into_orphan()?;
+                self.undo(&mut orphan, LockClaim::Certain, &|line| log.line(Kind::Bare, line));
+                match orphan.clear() {
+                    Ok(()) => Err(cause),
+                    Err(e) => Err(cause.context(e.to_string())),
                 }
             }
         };
@@ -218,7 +220,7 @@ impl<'a> Restore<'a> {
             open: &|path: &Path, format: &str, name: &str, zeroed: bool| {
                 open_target(self.host, &self.host.path(path), format, name, zeroed).map_err(|e| e.to_string())
             },
-            fresh: Fresh(&mut uuid::Uuid::new_v4),
+            fresh: Fresh::random(),
             cancel: &self.cancel,
             line: &mut |line: &str| match line.strip_prefix(Kind::Warn.prefix()) {
                 Some(warning) => log.warn(warning),

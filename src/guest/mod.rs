@@ -1,9 +1,13 @@
-//! What is backed up, and what must be true about it whatever happens to us: the record of what a run did to a guest,
-//! and the recovery that undoes it after the run was killed.
+//! What is backed up, and what must be true about it whatever happens to us: a VM's disks and power switch, the record of
+//! what a run did to a guest, the guardian beside the run, and the recovery that undoes what a killed run left.
 
 pub mod actions;
 pub mod conffile;
+pub mod fleecing;
 pub mod guard;
+pub mod held;
 pub mod monitor;
+pub mod power;
 pub mod record;
 pub mod recover;
+pub mod vm;

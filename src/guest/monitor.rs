@@ -1,40 +1,91 @@
-//! The way into QEMU by the node's own command `qm` alone.
+//! The way into a guest's QEMU for recovery: lets it run on, thaws it, takes our nodes and exports away.
 
-use super::actions::{Monitor, output};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::actions::Monitor;
 use super::recover::Step;
 use crate::host::Host;
-use std::path::Path;
+use crate::qemu::{Agent, FreezeStatus, QemuError, Qmp, sweep};
 
-/// [`Monitor`] by `qm resume` and `qm guest cmd`. It cannot sweep: a session is reported as left to be done.
-pub struct QmMonitor<'a>(pub &'a Host);
+/// [`Monitor`] by QMP and the guest agent.
+#[derive(Debug, Clone)]
+pub struct QemuMonitor {
+    host: Host,
+}
 
-impl QmMonitor<'_> {
-    fn runs(&self, vmid: u32) -> Result<bool, String> {
-        Ok(output(self.0, "qm", &["status", &vmid.to_string()])?.contains("running"))
+impl QemuMonitor {
+    /// The monitors of this node's guests.
+    pub fn new(host: &Host) -> Self {
+        Self { host: host.clone() }
+    }
+
+    fn socket(&self, vmid: u32) -> PathBuf {
+        qmp_socket(&self.host, vmid)
     }
 }
 
-impl Monitor for QmMonitor<'_> {
+/// The monitor socket of a running VM.
+pub fn qmp_socket(host: &Host, vmid: u32) -> PathBuf {
+    host.path(format!("/var/run/qemu-server/{vmid}.qmp"))
+}
+
+/// The guest agent's socket of a running VM.
+pub fn agent_socket(host: &Host, vmid: u32) -> PathBuf {
+    host.path(format!("/var/run/qemu-server/{vmid}.qga"))
+}
+
+/// How long recovery waits for a monitor that somebody else uses.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a guest agent may take to answer or to thaw.
+const AGENT_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Monitor for QemuMonitor {
     fn resume(&self, vmid: u32) -> Step {
-        if !self.runs(vmid)? {
-            return Ok(None);
-        }
-        output(self.0, "qm", &["resume", &vmid.to_string(), "--skiplock"])?;
-        Ok(Some(format!("resumed VM {vmid}")))
+        let resumed = Qmp::connect(&self.socket(vmid), PATIENCE).and_then(|mut qmp| resume(&mut qmp));
+        step(resumed.map(|did| did.then(|| format!("VM {vmid} runs again"))))
     }
 
     fn thaw(&self, vmid: u32) -> Step {
-        if !self.runs(vmid)? {
-            return Ok(None);
-        }
-        output(self.0, "qm", &["guest", "cmd", &vmid.to_string(), "fsfreeze-thaw"])?;
-        Ok(Some(format!("thawed the file systems of VM {vmid}")))
+        let socket = agent_socket(&self.host, vmid);
+        step(Agent::connect(&socket, AGENT_PATIENCE).and_then(|mut agent| {
+            if agent.freeze_status(AGENT_PATIENCE)? == FreezeStatus::Thawed {
+                return Ok(None);
+            }
+            agent.execute("guest-fsfreeze-thaw", json!({}), AGENT_PATIENCE)?;
+            Ok(Some(format!("thawed the file systems of VM {vmid}")))
+        }))
     }
 
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step {
-        if !self.runs(vmid)? {
-            return Ok(None);
-        }
-        Err(format!("'{}' cannot be swept from here", qmp.display()))
+        step(sweep(&self.host.path(qmp), vmid).map(|swept| {
+            let mut what = swept.removed.clone();
+            if swept.resumed {
+                what.push("VM runs again".into());
+            }
+            (!what.is_empty()).then(|| format!("removed from the QEMU of VM {vmid}: {}", what.join(", ")))
+        }))
+    }
+}
+
+/// Lets the guest behind `qmp` run if it stands still. Returns whether it did.
+///
+/// # Errors
+/// When QEMU refuses or does not answer.
+pub fn resume(qmp: &mut Qmp) -> Result<bool, QemuError> {
+    if qmp.execute("query-status", json!({}))?["running"] == true {
+        return Ok(false);
+    }
+    qmp.execute("cont", json!({}))?;
+    Ok(true)
+}
+
+/// A guest whose QEMU is gone needs nothing undone in it.
+fn step(result: Result<Option<String>, QemuError>) -> Step {
+    match result {
+        Err(QemuError::NotRunning { .. }) => Ok(None),
+        other => other.map_err(|e| e.to_string()),
     }
 }

@@ -237,16 +237,15 @@ impl Record {
         self.held.append(&mut self.file, &Line::Done(intent.clone()), intent.outlives_boot())
     }
 
-    /// The run failed: makes what it did an orphan, to be undone in the same way as after a kill. `None` when there is
-    /// nothing to undo.
+    /// Gives the run up: what it still has noted is to be undone by [`recover`](super::recover::recover), like another's.
     ///
     /// # Errors
-    /// When the record cannot be read.
-    pub fn give_up(self) -> Result<Option<Orphan>, RecordError> {
-        match Orphan::read(self.held)? {
-            Ok(orphan) => Ok(Some(orphan)),
-            Err(held) => remove(&held).map(|()| None),
-        }
+    /// When the record cannot be read back.
+    pub fn into_orphan(self) -> Result<Orphan, RecordError> {
+        let Self { held, file } = self;
+        let text = std::fs::read(&held.path).map_err(|e| held.err("read", e))?;
+        let (owner, intents) = parse(&String::from_utf8_lossy(&text)).map_err(|e| held.err("read", e))?;
+        Ok(Orphan { held, file, owner, intents })
     }
 
     /// Everything is undone: removes the record and lets go of the guest.

@@ -2,6 +2,7 @@
 //! and the wish to stop. Everything the engine touches outside its own files goes through here; that seam is how a whole
 //! `vzdump` runs in tests against a real QEMU on a machine that is no Proxmox node.
 
+pub mod bridge;
 mod cancel;
 pub mod procfs;
 pub mod sys;

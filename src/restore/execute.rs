@@ -16,7 +16,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-
 /// The lock in the config while the restore runs.
 const LOCK: &str = "create";
 

@@ -14,6 +14,7 @@ pub mod notes;
 mod params;
 mod property;
 mod restore;
+pub mod size;
 pub mod tables;
 mod usage;
 mod vmid;
@@ -135,8 +136,11 @@ pub struct PropertyString {
     /// All keys, by name.
     pub keys: &'static [Opt],
     /// A condition between keys; the error is one sentence.
-    pub check: Option<fn(&Properties) -> Result<(), String>>,
+    pub check: Option<PropertyCheck>,
 }
+
+/// A condition between the keys of a property string.
+pub type PropertyCheck = fn(&Properties) -> Result<(), String>;
 
 impl PropertyString {
     /// The key named `name`.

@@ -48,6 +48,11 @@ impl Params {
         self.values.insert(name, values);
     }
 
+    /// Forgets a parameter.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.values.remove(name);
+    }
+
     /// All parameters by name.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &[String])> {
         self.values.iter().map(|(name, values)| (*name, values.as_slice()))

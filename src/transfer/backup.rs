@@ -32,6 +32,7 @@ const READERS: usize = 2;
 const TICK: Duration = Duration::from_millis(50);
 
 /// A disk to back up.
+#[derive(Clone)]
 pub struct BackupDisk {
     /// Its name in the archive: `drive-scsi0`.
     pub name: String,

@@ -31,8 +31,8 @@ fn existing(config: &str) -> Existing {
 
 fn config(plan: &mut Plan) -> String {
     let volumes = plan.disks.iter().map(|d| (d.key.clone(), format!("{}:new-{}", d.storage, d.key))).collect();
-    let mut ids = || Uuid::from_u128(7);
-    String::from_utf8(plan.config(&volumes, &mut Fresh(&mut ids))).unwrap()
+
+    String::from_utf8(plan.config(&volumes, &mut Fresh::from(|| Uuid::from_u128(7)))).unwrap()
 }
 
 #[test]

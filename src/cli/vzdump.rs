@@ -1,0 +1,92 @@
+//! `vzdump {<vmid> ...} [options]`: backs up guests of this node.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use super::{FAILED, words};
+use crate::config::VzdumpConf;
+use crate::host::{Cancel, Host};
+use crate::job::{self, log::LogSink, log::Terminal, tasklog::Outcome, upid::Upid};
+use crate::schema::{self, VzdumpOptions, VzdumpRequest, tables};
+
+/// Who runs a task that was started on the command line.
+const USER: &str = "root@pam";
+
+/// Runs `vzdump` with the arguments after the program's name.
+pub fn run(args: &[OsString]) -> ExitCode {
+    let args = match words(args) {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
+    if args.first().is_some_and(|word| word == "help") {
+        print!("{}", schema::help(&tables::VZDUMP));
+        return ExitCode::SUCCESS;
+    }
+    let request = match VzdumpRequest::parse(&args) {
+        Ok(request) => request,
+        Err(error) => {
+            eprint!("{error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let host = Host::from_env();
+    if request.params().text("node").is_some_and(|node| node != host.node() && node != "localhost") {
+        return ExitCode::SUCCESS;
+    }
+    backup(&host, &request)
+}
+
+fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
+    let vmids = request.params().items(&tables::VZDUMP, "vmid");
+    let id = if let [one] = vmids.as_slice() { one.as_str() } else { "" };
+    let terminal = match (request.params().flag("stdout"), request.params().flag("quiet")) {
+        (_, true) => Terminal::Quiet,
+        (true, false) => Terminal::Stderr,
+        (false, false) => Terminal::Stdout,
+    };
+    let cancel = Cancel::new();
+    let started = cancel
+        .on_signals()
+        .and_then(|()| Upid::for_us(host, "vzdump", id, USER))
+        .and_then(|upid| Ok((upid.to_string(), LogSink::start(host, terminal, Some(upid))?)));
+    let (upid, log) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("cannot start the task: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let result = run_job(host, request, &upid, &log, &cancel);
+    let outcome = match &result {
+        Err(error) => Outcome::Error(error.clone()),
+        Ok(()) if log.warnings() > 0 => Outcome::Warnings(log.warnings()),
+        Ok(()) => Outcome::Ok,
+    };
+    match &outcome {
+        Outcome::Ok => {}
+        Outcome::Warnings(count) => eprintln!("Task finished with {count} warning(s)!"),
+        Outcome::Error(error) => eprintln!("{error}"),
+    }
+    if let Err(error) = log.finish(&outcome) {
+        eprintln!("the task's record is incomplete: {error}");
+    }
+    ExitCode::from(if result.is_ok() { 0 } else { FAILED })
+}
+
+fn run_job(
+    host: &Host,
+    request: &VzdumpRequest,
+    upid: &str,
+    log: &LogSink,
+    cancel: &Cancel,
+) -> Result<(), String> {
+    let text = match std::fs::read(host.path(VzdumpConf::PATH)) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(format!("cannot read '{}': {error}", VzdumpConf::PATH)),
+    };
+    let conf = VzdumpConf::parse(&text);
+    conf.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    let options = VzdumpOptions::merge(request, &conf.params).map_err(|e| e.to_string())?;
+    job::run(host, &options, upid, log, cancel).map_err(|e| e.to_string())
+}

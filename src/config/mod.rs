@@ -1,0 +1,19 @@
+//! What the node's files say: `/etc/vzdump.conf`, `/etc/pve/storage.cfg`, the configurations of guests. Text in, values
+//! out: nothing here opens a file, and nothing here panics, whatever stands in one.
+
+mod blob;
+mod disks;
+mod guest;
+mod rewrite;
+mod storage_cfg;
+mod vzdump_conf;
+
+pub use blob::{MapLine, config_blob, map_lines};
+pub use disks::{BackupVolume, Disk, archive_order, backup_volumes, disks};
+pub use guest::{Agent, GuestConfig, Section};
+pub use rewrite::{Fresh, Rewrite, rewrite_for_restore};
+pub use storage_cfg::{Storage, StorageCfg, StorageError};
+pub use vzdump_conf::VzdumpConf;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! `/etc/pve/storage.cfg`: sections `type: id` with indented properties. Directory storages are read in full, of the
+//! others everything is kept as text.
+
+use std::path::PathBuf;
+
+use crate::schema::words::split_list;
+use crate::schema::{Keep, parse_bool};
+
+/// All storages of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageCfg {
+    /// In the order of the file; `local` at the end when the file does not have it.
+    pub storages: Vec<Storage>,
+    /// Lines that could not be read.
+    pub warnings: Vec<String>,
+}
+
+/// One storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// `dir`, `nfs`, `lvmthin`, ...
+    pub kind: String,
+    /// Its name.
+    pub id: String,
+    properties: Vec<(String, String)>,
+}
+
+/// Why a storage cannot be used. The texts follow `could not activate storage 'x': ` and the like.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StorageError {
+    /// Not in storage.cfg.
+    #[error("storage '{0}' does not exist")]
+    Missing(String),
+    /// Switched off.
+    #[error("storage '{0}' is disabled")]
+    Disabled(String),
+    /// Restricted to other nodes.
+    #[error("storage '{0}' is not available on node '{1}'")]
+    OtherNode(String, String),
+    /// It does not take backups.
+    #[error("can't use storage '{0}' for backups - wrong content type")]
+    NoBackups(String),
+}
+
+impl StorageCfg {
+    /// Where the file lies.
+    pub const PATH: &'static str = "/etc/pve/storage.cfg";
+
+    /// Reads the text of the file; an absent file is an empty one.
+    pub fn parse(text: &str) -> Self {
+        let mut cfg = Self { storages: Vec::new(), warnings: Vec::new() };
+        let mut open = false;
+        for line in text.lines() {
+            let trimmed = line.trim();
+            if trimmed.is_empty() {
+                open = false;
+            } else if trimmed.starts_with('#') {
+            } else if !line.starts_with([' ', '\t']) {
+                let header = trimmed.split_once(':').map(|(kind, id)| (kind.trim(), id.trim()));
+                let valid = |word: &str| !word.is_empty() && !word.contains(char::is_whitespace);
+                match header.filter(|(kind, id)| valid(kind) && valid(id)) {
+                    Some((kind, id)) if cfg.get(id).is_none() => {
+                        open = true;
+                        cfg.storages.push(Storage { kind: kind.into(), id: id.into(), properties: Vec::new() });
+                    }
+                    _ => {
+                        open = false;
+                        cfg.warnings.push(format!("ignore section line: {trimmed}"));
+                    }
+                }
+            } else if let (true, Some(storage)) = (open, cfg.storages.last_mut()) {
+                let (key, value) = trimmed.split_once(char::is_whitespace).unwrap_or((trimmed, ""));
+                storage.properties.push((key.to_owned(), value.trim().to_owned()));
+            } else {
+                cfg.warnings.push(format!("ignore config line: {trimmed}"));
+            }
+        }
+        if cfg.get("local").is_none() {
+            let properties = [
+                ("path", "/var/lib/vz"),
+                ("content", "backup,images,iso,rootdir,snippets,vztmpl"),
+                ("prune-backups", "keep-all=1"),
+            ];
+            let properties = properties.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+            cfg.storages.push(Storage { kind: "dir".into(), id: "local".into(), properties });
+        }
+        cfg
+    }
+
+    /// The storage named `id`.
+    pub fn get(&self, id: &str) -> Option<&Storage> {
+        self.storages.iter().find(|storage| storage.id == id)
+    }
+
+    /// The storage named `id`, if it is enabled on `node`.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn usable(&self, id: &str, node: &str) -> Result<&Storage, StorageError> {
+        let storage = self.get(id).ok_or_else(|| StorageError::Missing(id.to_owned()))?;
+        if storage.is_disabled() {
+            return Err(StorageError::Disabled(id.to_owned()));
+        }
+        if !storage.is_on_node(node) {
+            return Err(StorageError::OtherNode(id.to_owned(), node.to_owned()));
+        }
+        Ok(storage)
+    }
+}
+
+impl Storage {
+    /// The value of a property; empty for one that stands alone.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.properties.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    /// All properties in the order of the file.
+    pub fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.properties.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| value.is_empty() || parse_bool(value) == Some(true))
+    }
+
+    /// Whether it is switched off.
+    pub fn is_disabled(&self) -> bool {
+        self.flag("disable")
+    }
+
+    /// Whether `node` may use it.
+    pub fn is_on_node(&self, node: &str) -> bool {
+        self.get("nodes").is_none_or(|nodes| split_list(nodes).iter().any(|name| name == node))
+    }
+
+    /// The directory its files lie below (the node's path, without our root prefix); `None` for other storages.
+    pub fn path(&self) -> Option<PathBuf> {
+        let mounted = || matches!(self.kind.as_str(), "nfs" | "cifs" | "cephfs" | "glusterfs");
+        match self.get("path") {
+            Some(path) if matches!(self.kind.as_str(), "dir" | "btrfs") || mounted() => Some(PathBuf::from(path)),
+            None if mounted() => Some(PathBuf::from("/mnt/pve").join(&self.id)),
+            _ => None,
+        }
+    }
+
+    /// Whether images are plain files below `path` (not so on btrfs, where each is a subvolume).
+    pub fn has_image_files(&self) -> bool {
+        self.kind != "btrfs" && self.kind != "cephfs" && self.path().is_some()
+    }
+
+    /// What may be kept on it: `backup`, `images`, ...
+    pub fn content(&self) -> Vec<String> {
+        match self.get("content") {
+            Some(content) => split_list(content),
+            None if self.kind == "pbs" => vec!["backup".into()],
+            None => vec!["images".into(), "rootdir".into()],
+        }
+    }
+
+    /// Whether backups may be kept on it.
+    ///
+    /// # Errors
+    /// The sentence that says it may not.
+    pub fn check_backup_content(&self) -> Result<(), StorageError> {
+        if self.content().iter().any(|kind| kind == "backup") {
+            Ok(())
+        } else {
+            Err(StorageError::NoBackups(self.id.clone()))
+        }
+    }
+
+    /// The directory of one kind of content below `path`: `dump` for `backup`, unless `content-dirs` says otherwise.
+    pub fn content_dir(&self, content: &str) -> Option<PathBuf> {
+        let configured = self.get("content-dirs").and_then(|dirs| {
+            dirs.split(',').filter_map(|pair| pair.trim().split_once('=')).find(|(kind, _)| *kind == content)
+        });
+        let default = match content {
+            "backup" => "dump",
+            "iso" => "template/iso",
+            "vztmpl" => "template/cache",
+            "rootdir" => "private",
+            other => other,
+        };
+        let dir = configured.map_or(default, |(_, dir)| dir.trim_start_matches('/'));
+        Some(self.path()?.join(dir))
+    }
+
+    /// Where its backups lie.
+    pub fn dump_dir(&self) -> Option<PathBuf> {
+        self.content_dir("backup")
+    }
+
+    /// Its retention.
+    ///
+    /// # Errors
+    /// When the property cannot be read: then nothing must be removed.
+    pub fn prune_backups(&self) -> Result<Option<Keep>, String> {
+        self.get("prune-backups").map(Keep::parse).transpose()
+    }
+
+    /// How many protected backups a guest may have, as configured; `None` without limit.
+    pub fn max_protected_backups(&self) -> Option<u64> {
+        // Minus one is the word for no limit. The original allows root any number by default.
+        self.get("max-protected-backups")?.parse::<u64>().ok()
+    }
+
+    /// The directory that must be a mount point before the storage may be used.
+    pub fn mount_point(&self) -> Option<PathBuf> {
+        match self.get("is_mountpoint") {
+            Some(path) if path.starts_with('/') => Some(PathBuf::from(path)),
+            Some(value) if parse_bool(value) == Some(true) => self.path(),
+            _ => None,
+        }
+    }
+
+    /// The limit for restores (or another `operation`) in KiB a second.
+    pub fn bwlimit(&self, operation: &str) -> Option<u64> {
+        let limits = self.get("bwlimit")?;
+        let pair = |key: &str| {
+            let mut pairs = limits.split(',').filter_map(|pair| pair.trim().split_once('='));
+            pairs.find(|(k, _)| *k == key).and_then(|(_, limit)| limit.parse::<f64>().ok())
+        };
+        pair(operation).or_else(|| pair("default")).map(|limit| limit as u64).filter(|limit| *limit > 0)
+    }
+}

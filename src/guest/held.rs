@@ -1,0 +1,140 @@
+//! A guest held for one run: the record of what was done to it, the guardian beside us, the lock in its config. Whatever goes
+//! wrong is undone in one way, from the record, by us, by the guardian or by the next run.
+
+use super::actions::NodeActions;
+use super::conffile;
+use super::guard::Guard;
+use super::monitor::QemuMonitor;
+use super::record::{Intent, Opened, Orphan, Record, RecordError};
+use super::recover::{LockClaim, Report, recover};
+use crate::host::Host;
+
+/// The guest could not be taken or let go.
+#[derive(Debug, thiserror::Error)]
+pub enum HeldError {
+    /// Somebody else's operation holds the guest.
+    #[error("VM is locked ({0})")]
+    Locked(String),
+    /// The config vanished or cannot be edited.
+    #[error("cannot lock the config of VM {vmid}: {source}")]
+    Config {
+        /// The guest.
+        vmid: u32,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The record cannot be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// There is no guardian.
+    #[error("cannot watch over VM {vmid}: {source}")]
+    Guard {
+        /// The guest.
+        vmid: u32,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A guest that is ours until it is let go.
+#[derive(Debug)]
+pub struct Held {
+    host: Host,
+    vmid: u32,
+    record: Record,
+    guard: Guard,
+}
+
+impl Held {
+    /// Takes guest `vmid` for a run of `command`: undoes what a killed run left (each step a line to `told`), starts a guardian,
+    /// sets `lock: backup`.
+    ///
+    /// # Errors
+    /// When the guest is locked or busy, or what a killed run left cannot be undone.
+    pub fn take(host: &Host, vmid: u32, command: &str, told: &mut dyn FnMut(&str)) -> Result<Self, HeldError> {
+        let record = match Record::open(host, vmid, command)? {
+            Opened::Fresh(record) => record,
+            Opened::Orphaned(mut orphan) => {
+                let who = orphan.owner.as_ref().map_or("a run".into(), |o| format!("{} (process {})", o.command, o.pid));
+                told(&format!("{who} was killed while it worked on VM {vmid}; undoing what it left"));
+                let report = undo(host, &mut orphan);
+                report.done.iter().chain(&report.failed).for_each(|line| told(line));
+                orphan.into_record(command)?
+            }
+        };
+        let guard = Guard::spawn(host, vmid).map_err(|source| HeldError::Guard { vmid, source })?;
+        let mut held = Self { host: host.clone(), vmid, record, guard };
+        match held.lock() {
+            Ok(()) => Ok(held),
+            Err(e) => {
+                held.release();
+                Err(e)
+            }
+        }
+    }
+
+    fn lock(&mut self) -> Result<(), HeldError> {
+        let config = |vmid| move |source| HeldError::Config { vmid, source };
+        let text = conffile::read(&self.host, self.vmid).map_err(config(self.vmid))?.unwrap_or_default();
+        if let Some(other) = conffile::lock_of(&text) {
+            return Err(HeldError::Locked(other.to_owned()));
+        }
+        // Noted before it is set, and only after nobody else's was seen: recovery must not take away a foreign lock.
+        let intent = Intent::ConfigLock { lock: "backup".into() };
+        self.record.note(&intent)?;
+        let mut foreign = None;
+        let edited = conffile::edit(&self.host, self.vmid, |text| {
+            let text = text.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+            foreign = conffile::lock_of(&text).map(str::to_owned);
+            Ok(foreign.is_none().then(|| conffile::with_lock(&text, Some("backup"))))
+        });
+        if let Some(other) = foreign {
+            self.record.done(&intent)?;
+            return Err(HeldError::Locked(other));
+        }
+        edited.map_err(config(self.vmid))
+    }
+
+    /// Notes what is about to be done to the guest or on its behalf.
+    ///
+    /// # Errors
+    /// When the note cannot be written; then the action must not happen.
+    pub fn note(&mut self, intent: &Intent) -> Result<(), HeldError> {
+        Ok(self.record.note(intent)?)
+    }
+
+    /// Notes that it was undone, or needs no undoing any more.
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn done(&mut self, intent: &Intent) -> Result<(), HeldError> {
+        Ok(self.record.done(intent)?)
+    }
+
+    /// Undoes everything still noted, the lock last, and lets the guest go. What failed stays in the record for the next run.
+    pub fn release(self) -> Report {
+        let Self { host, record, guard, .. } = self;
+        let mut report = match record.into_orphan() {
+            Ok(mut orphan) => {
+                let mut report = undo(&host, &mut orphan);
+                if report.failed.is_empty() {
+                    report.failed.extend(orphan.clear().err().map(|e| e.to_string()));
+                }
+                report
+            }
+            Err(e) => Report { done: Vec::new(), failed: vec![e.to_string()] },
+        };
+        if let Err(e) = guard.done() {
+            report.failed.push(format!("the guardian process was lost: {e}"));
+        }
+        report
+    }
+}
+
+/// Undoes what `orphan` records, by the node's own commands and the guest's monitor.
+fn undo(host: &Host, orphan: &mut Orphan) -> Report {
+    let monitor = QemuMonitor::new(host);
+    recover(host, orphan, &NodeActions { host, monitor: &monitor }, LockClaim::Certain)
+}

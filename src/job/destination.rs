@@ -1,0 +1,113 @@
+//! Where a job's archives go: the dump directory of a storage, or a directory given by the user.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{Storage, StorageCfg, StorageError};
+use crate::host::Host;
+use crate::schema::{Keep, VzdumpOptions};
+
+/// A job's destination.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The storage; none with `--dumpdir`.
+    pub storage: Option<Storage>,
+    /// The directory of archives and logs.
+    pub dump_dir: PathBuf,
+}
+
+/// There is no usable destination.
+#[derive(Debug, thiserror::Error)]
+pub enum DestinationError {
+    /// `--dumpdir` does not exist.
+    #[error("dumpdir '{0}' does not exist")]
+    DumpDir(PathBuf),
+    /// The storage cannot be used at all.
+    #[error("could not activate storage '{id}': {source} could not get storage information for '{id}': {source}")]
+    Unusable {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: StorageError,
+    },
+    /// The storage is there but not for backups.
+    #[error("could not get storage information for '{id}': {source}")]
+    Content {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: StorageError,
+    },
+    /// A storage that holds no files.
+    #[error("could not get storage information for '{id}': can't use storage type '{kind}' for backup")]
+    Kind {
+        /// Its name.
+        id: String,
+        /// `lvmthin`, `rbd` ...
+        kind: String,
+    },
+    /// The storage's retention cannot be read: then nothing must be removed, and nothing is begun.
+    #[error("storage '{id}': prune-backups: {reason}")]
+    Retention {
+        /// Its name.
+        id: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The dump directory cannot be made or used.
+    #[error("could not activate storage '{id}': cannot make directory '{dir}': {source}")]
+    Directory {
+        /// The storage's name.
+        id: String,
+        /// Its dump directory.
+        dir: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Destination {
+    /// The destination that `options` name, ready for archives.
+    ///
+    /// # Errors
+    /// When it does not exist or cannot hold backups.
+    pub fn open(host: &Host, options: &VzdumpOptions, storages: &StorageCfg) -> Result<Self, DestinationError> {
+        if let Some(dir) = &options.dumpdir {
+            let dir = absolute(dir);
+            if !dir.is_dir() {
+                return Err(DestinationError::DumpDir(dir));
+            }
+            return Ok(Self { storage: None, dump_dir: dir });
+        }
+        let id = options.storage.clone().unwrap_or_else(|| "local".into());
+        let unusable = |source| DestinationError::Unusable { id: id.clone(), source };
+        let storage = storages.usable(&id, host.node()).map_err(unusable)?;
+        storage.check_backup_content().map_err(|source| DestinationError::Content { id: id.clone(), source })?;
+        storage.prune_backups().map_err(|reason| DestinationError::Retention { id: id.clone(), reason })?;
+        let kind = || DestinationError::Kind { id: id.clone(), kind: storage.kind.clone() };
+        let dump_dir = host.path(storage.dump_dir().ok_or_else(kind)?);
+        std::fs::create_dir_all(&dump_dir).map_err(|source| DestinationError::Directory {
+            id: id.clone(),
+            dir: dump_dir.clone(),
+            source,
+        })?;
+        Ok(Self { storage: Some(storage.clone()), dump_dir })
+    }
+
+    /// The storage's name, as hooks see it.
+    pub fn storage_id(&self) -> Option<&str> {
+        self.storage.as_ref().map(|s| s.id.as_str())
+    }
+
+    /// What the storage says about keeping backups.
+    pub fn keep(&self) -> Option<Keep> {
+        // Checked when it was opened.
+        self.storage.as_ref().and_then(|s| s.prune_backups().ok().flatten())
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,277 @@
+//! One guest's part of a job: the phases from its lock to its log, each in the order and with the words of the original
+//! (see "One guest" and "Hook script" in the facts about vzdump). Whatever fails is undone from the guest's record.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::hooks::{HookEnv, HookError};
+use super::log::Kind;
+use super::{GuestOutcome, Job};
+use crate::config::GuestConfig;
+use crate::guest::conffile;
+use crate::guest::fleecing::FleecingError;
+use crate::guest::held::{Held, HeldError};
+use crate::guest::power::{Power, PowerError};
+use crate::guest::record::Intent;
+use crate::guest::vm::{Vm, VmError};
+use crate::image::ImageError;
+use crate::qemu::QemuError;
+use crate::schema::size::{archive_size, clock};
+use crate::schema::{Mode, Vmid};
+use crate::storage::{ArchiveName, DraftError, GuestKind, VolumeError};
+use crate::transfer::TransferError;
+
+/// Why a guest was not backed up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GuestError {
+    #[error("unable to find VM '{0}'")]
+    NotFound(Vmid),
+    #[error("VM {0} is a container; backing up containers is not supported yet")]
+    Container(Vmid),
+    #[error("interrupted by signal")]
+    Interrupted,
+    #[error("cannot read the config of VM {0}: {1}")]
+    Config(Vmid, #[source] std::io::Error),
+    #[error("cannot write the log of VM {0}: {1}")]
+    Log(Vmid, #[source] std::io::Error),
+    #[error("{what} '{path}' failed: {source}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Held(#[from] HeldError),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    #[error(transparent)]
+    Fleecing(#[from] FleecingError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error(transparent)]
+    Power(#[from] PowerError),
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Draft(#[from] DraftError),
+    #[error("{0}")]
+    Transfer(TransferError),
+    #[error("{0}; {1}")]
+    SnapshotBroke(TransferError, String),
+}
+
+impl From<TransferError> for GuestError {
+    fn from(error: TransferError) -> Self {
+        if matches!(error, TransferError::Cancelled) { Self::Interrupted } else { Self::Transfer(error) }
+    }
+}
+
+/// A guest while it is worked on.
+pub(super) struct GuestRun<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) vmid: Vmid,
+    pub(super) mode: Mode,
+    pub(super) power: Power,
+    pub(super) running: bool,
+    /// Name of the archive; none as long as the guest was not found.
+    pub(super) name: Option<ArchiveName>,
+    env: HookEnv,
+}
+
+/// Backs up guest `vmid`; everything is told to the log.
+pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
+    let begun = Instant::now();
+    let mut run = GuestRun {
+        job,
+        vmid,
+        mode: job.options.mode,
+        power: Power::new(job.host, vmid.get()),
+        running: false,
+        name: None,
+        env: job.hook_env(),
+    };
+    let outcome = match run.backup() {
+        Ok(()) => {
+            let took = clock(begun.elapsed().as_secs());
+            job.log.info(&format!("Finished Backup of VM {vmid} ({took})"));
+            job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
+            GuestOutcome::Done
+        }
+        Err(error) => {
+            job.log.error(&format!("Backup of VM {vmid} failed - {error}"));
+            job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
+            run.hook_or_warn("backup-abort");
+            GuestOutcome::Failed
+        }
+    };
+    run.publish_log();
+    run.hook_or_warn("log-end");
+    outcome
+}
+
+impl GuestRun<'_> {
+    fn backup(&mut self) -> Result<(), GuestError> {
+        let (job, vmid) = (self.job, self.vmid);
+        let config = |e| GuestError::Config(vmid, e);
+        if conffile::read(job.host, vmid.get()).map_err(config)?.is_none() {
+            let container = job.host.path(format!("/etc/pve/nodes/{}/lxc/{vmid}.conf", job.host.node()));
+            return Err(if container.exists() { GuestError::Container(vmid) } else { GuestError::NotFound(vmid) });
+        }
+        self.name_archive();
+        job.log.open_guest(GuestKind::Qemu.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
+        job.log.info(&format!("Starting Backup of VM {vmid} (qemu)"));
+        job.log.job_line(Kind::Info, &format!("Backup started at {}", job.time()));
+        self.running = self.power.is_running();
+        job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));
+        let mut held = Held::take(job.host, vmid.get(), "vzdump", &mut |line| job.log.info(line))?;
+        // A killed run may have left the guest switched off, and taking it switched it on again.
+        self.running = self.power.is_running();
+        let result = self.locked(&mut held);
+        let report = held.release();
+        report.failed.iter().for_each(|line| job.log.error(line));
+        if result.is_err() {
+            report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
+        }
+        result?;
+        self.after_unlock();
+        Ok(())
+    }
+
+    /// What happens while the config carries our lock.
+    fn locked(&mut self, held: &mut Held) -> Result<(), GuestError> {
+        let (job, vmid) = (self.job, self.vmid);
+        let text = conffile::read(job.host, vmid.get()).map_err(|e| GuestError::Config(vmid, e))?;
+        let config = GuestConfig::parse(text.ok_or(GuestError::NotFound(vmid))?.as_bytes());
+        if !self.running {
+            self.mode = Mode::Stop;
+        }
+        let vm = if self.mode == Mode::Snapshot {
+            let vm = self.prepare(config)?;
+            self.announce_mode();
+            vm
+        } else {
+            self.announce_mode();
+            self.prepare(config)?
+        };
+        self.hook("backup-start")?;
+        let stopped_at = Instant::now();
+        match self.mode {
+            _ if !self.running => {}
+            Mode::Snapshot => {
+                self.hook("pre-stop")?;
+                self.hook("pre-restart")?;
+                self.hook("post-restart")?;
+            }
+            Mode::Stop => {
+                job.log.info("stopping virtual guest");
+                self.hook("pre-stop")?;
+                held.note(&Intent::ShutDown)?;
+                self.power.shutdown(Duration::from_secs(60 * job.options.stopwait))?;
+            }
+            Mode::Suspend => {
+                job.log.info("suspending guest");
+                self.hook("pre-stop")?;
+                held.note(&Intent::Paused)?;
+                self.power.suspend()?;
+            }
+        }
+        let size = self.archive(&vm, held, stopped_at)?;
+        if let Some(size) = size {
+            job.log.info(&format!("archive file size: {}", archive_size(size)));
+            self.dress(&vm)?;
+        }
+        self.hook("backup-end")?;
+        Ok(())
+    }
+
+    /// Lists the disks and makes sure they are there.
+    fn prepare(&mut self, config: GuestConfig) -> Result<Vm, GuestError> {
+        let log = &self.job.log;
+        let mut vm = Vm::new(self.vmid.get(), config);
+        self.env.hostname = vm.config.name();
+        if let Some(name) = &self.env.hostname {
+            log.info(&format!("VM Name: {name}"));
+        }
+        for volume in &vm.volumes {
+            log.info(&volume.to_string());
+        }
+        vm.find_disks(self.job.volumes)?;
+        Ok(vm)
+    }
+
+    fn announce_mode(&self) {
+        let (log, options) = (&self.job.log, self.job.options);
+        log.info(&format!("backup mode: {}", self.mode.as_str()));
+        if options.bwlimit > 0 {
+            log.info(&format!("bandwidth limit: {} KiB/s", options.bwlimit));
+        }
+        log.info(&format!("ionice priority: {}", options.ionice));
+    }
+
+    /// After the lock is gone: the phases that the original runs when it lets a stopped or suspended guest go on. Ours went on
+    /// long ago; a hook that fails here changes nothing any more.
+    fn after_unlock(&mut self) {
+        if !self.running || self.mode == Mode::Snapshot {
+            return;
+        }
+        let restart = || -> Result<(), GuestError> {
+            self.hook("pre-restart")?;
+            if self.mode == Mode::Suspend {
+                self.job.log.info("resume vm");
+                self.power.resume()?;
+            }
+            self.hook("post-restart")
+        };
+        if let Err(error) = restart() {
+            self.job.log.line(Kind::Bare, &error.to_string());
+        }
+    }
+
+    /// Fixes the names of archive and log; from now on hooks see them.
+    fn name_archive(&mut self) {
+        let (job, dir) = (self.job, &self.job.destination.dump_dir);
+        let extension = job.compression().suffix();
+        let taken = |base: &str| {
+            let dir = std::fs::read_dir(dir);
+            dir.into_iter().flatten().flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(base))
+        };
+        let now = job.host.now().datetime();
+        let name = ArchiveName::fresh(GuestKind::Qemu, self.vmid, now, &format!("vma{extension}"), taken);
+        self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
+        self.env.logfile = Some(name.log(dir).display().to_string());
+        if !job.options.stdout {
+            self.env.target = Some(name.path(dir).display().to_string());
+        }
+        self.name = Some(name);
+    }
+
+    fn publish_log(&self) {
+        let log = self.name.as_ref().map(|name| name.log(&self.job.destination.dump_dir));
+        if let Err(e) = self.job.log.close_guest(log.as_deref()) {
+            let path = log.unwrap_or_default();
+            self.job.log.warn(&format!("cannot store the log of VM {} as '{}': {e}", self.vmid, path.display()));
+        }
+    }
+
+    fn hook(&self, phase: &str) -> Result<(), GuestError> {
+        self.job.check_interrupted()?;
+        self.call_hook(phase, true)
+    }
+
+    /// Phases that clean up: they run also after a signal, and can only warn.
+    fn hook_or_warn(&self, phase: &str) {
+        if let Err(error) = self.call_hook(phase, false) {
+            self.job.log.warn(&error.to_string());
+        }
+    }
+
+    fn call_hook(&self, phase: &str, interruptible: bool) -> Result<(), GuestError> {
+        let args = [phase, self.mode.as_str(), &self.vmid.to_string()];
+        Ok(self.job.call_hook(&args, &self.env, interruptible)?)
+    }
+}

@@ -1,0 +1,421 @@
+//! The point in time of a running guest: all its disks fixed at one instant and exported over NBD.
+//!
+//! Over each disk goes a copy-before-write filter that saves old data to a fleecing image; `snapshot-access` shows the
+//! disk as it was, and an NBD export shows that to us. The devices get their filters one after the other, so a running
+//! guest stands still for those milliseconds. If the fleecing image fails, the snapshot breaks, never the guest. Every
+//! step leaves a state that [`sweep`](super::sweep) can clear, and so does the end of this process.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::disks::{self, Disk};
+use super::fleecing::{Fleece, Fleecing};
+use super::names::{self, NBD, Names, PAUSED};
+use super::probe::{self, Broken};
+use super::sweep::{Swept, resume, sweep_connected};
+use super::{QemuError, Qmp, features};
+use crate::host::Cancel;
+
+/// `stop` flushes all disks before it answers; a slow storage may need its time, the guest must not wait longer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Work that must happen while the guest stands still, such as creating dirty bitmaps. It gets the open connection,
+/// because nobody else can have one at that moment.
+pub type AtInstant<'a> = dyn FnMut(&mut Qmp) -> Result<(), QemuError> + 'a;
+
+/// One disk of a session.
+#[derive(Debug, Clone)]
+pub struct DiskSpec {
+    /// `drive-scsi0`, `scsi0`, or a node name.
+    pub device: String,
+    /// Where old data is kept.
+    pub fleecing: Fleecing,
+}
+
+/// What a session shall fix and how.
+pub struct SessionSpec<'a> {
+    /// The guest.
+    pub vmid: u32,
+    /// Its monitor: `/var/run/qemu-server/<vmid>.qmp`.
+    pub qmp_socket: PathBuf,
+    /// An existing private directory (mode 0700) for the NBD socket.
+    pub socket_dir: PathBuf,
+    /// The disks, at least one, each once.
+    pub disks: Vec<DiskSpec>,
+    /// How long a guest's write may wait for the fleecing image before the snapshot is given up; whole seconds, at
+    /// least 1.
+    pub cbw_timeout: Duration,
+    /// How long to wait for our turn on a busy monitor.
+    pub busy_timeout: Duration,
+    /// Called once while the guest stands still.
+    pub at_instant: Option<&'a mut AtInstant<'a>>,
+    #[cfg(test)]
+    pub(super) die_after: Option<usize>,
+}
+
+impl<'a> SessionSpec<'a> {
+    /// A specification with usual timeouts: 20 seconds for fleecing writes, 30 for a busy monitor.
+    pub fn new(vmid: u32, qmp_socket: &Path, socket_dir: &Path, disks: Vec<DiskSpec>) -> SessionSpec<'a> {
+        SessionSpec {
+            vmid,
+            qmp_socket: qmp_socket.into(),
+            socket_dir: socket_dir.into(),
+            disks,
+            cbw_timeout: Duration::from_secs(20),
+            busy_timeout: Duration::from_secs(30),
+            at_instant: None,
+            #[cfg(test)]
+            die_after: None,
+        }
+    }
+}
+
+/// One disk as it can be read now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// The name the caller gave the disk.
+    pub device: String,
+    /// Export name on the NBD socket.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether TRIM on the export frees fleecing space. A range that was trimmed cannot be read again.
+    pub discards: bool,
+}
+
+struct SessionDisk {
+    spec: DiskSpec,
+    disk: Disk,
+    names: Names,
+    fleece: Option<Fleece>,
+}
+
+/// All disks of a guest at one instant. Ends when finished or dropped.
+pub struct Session {
+    vmid: u32,
+    qmp_socket: PathBuf,
+    busy_timeout: Duration,
+    cbw_timeout: Duration,
+    socket: PathBuf,
+    disks: Vec<SessionDisk>,
+    exports: Vec<Export>,
+    paused_for: Duration,
+    swept: Swept,
+    open: bool,
+}
+
+impl Session {
+    /// Fixes the disks at one instant and exports them. Leftovers of earlier runs are removed first.
+    ///
+    /// A guest that runs is paused for the instant and resumed; one that does not run stays as it is.
+    ///
+    /// # Errors
+    /// Then nothing of the session is left and the guest runs if it did before; if even that fails, the error says so.
+    pub fn start(mut spec: SessionSpec<'_>, cancel: &Cancel) -> Result<Self, QemuError> {
+        let vmid = spec.vmid;
+        let wrong = |detail: String| Err(QemuError::Spec { vmid, detail });
+        if spec.disks.is_empty() {
+            return wrong("a session needs at least one disk".into());
+        }
+        if spec.cbw_timeout < Duration::from_secs(1) {
+            return wrong("the timeout of fleecing writes must be at least 1 second, 0 would block the guest".into());
+        }
+        let mut qmp = Qmp::connect_unless(&spec.qmp_socket, spec.busy_timeout, cancel)?;
+        #[cfg(test)]
+        {
+            qmp.fuse = spec.die_after;
+        }
+        let swept = sweep_connected(&mut qmp, vmid)?;
+        features::require_filter(&mut qmp, vmid)?;
+        let disks = find(&mut qmp, vmid, std::mem::take(&mut spec.disks))?;
+        let mut session = Self {
+            vmid,
+            qmp_socket: spec.qmp_socket,
+            busy_timeout: spec.busy_timeout,
+            cbw_timeout: spec.cbw_timeout,
+            socket: std::path::absolute(&spec.socket_dir).unwrap_or(spec.socket_dir).join(names::nbd_socket(vmid)),
+            disks,
+            exports: Vec::new(),
+            paused_for: Duration::ZERO,
+            swept,
+            open: true,
+        };
+        match session.build(&mut qmp, spec.at_instant, cancel) {
+            Ok(()) => Ok(session),
+            #[cfg(test)]
+            Err(e) if qmp.fuse == Some(0) => {
+                session.abandon();
+                Err(e)
+            }
+            Err(e) => {
+                // On the same connection first: another client may already be waiting for its turn.
+                let undone = sweep_connected(&mut qmp, vmid);
+                drop(qmp);
+                match undone {
+                    Ok(_) => session.closed(),
+                    Err(left) if left.is_gone() => session.closed(),
+                    Err(_) => session.finish()?,
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn build(
+        &mut self,
+        qmp: &mut Qmp,
+        at_instant: Option<&mut AtInstant<'_>>,
+        cancel: &Cancel,
+    ) -> Result<(), QemuError> {
+        let go_on = || if cancel.is_set() { Err(QemuError::Cancelled) } else { Ok(()) };
+        go_on()?;
+        mark(qmp, &names::run_marker())?;
+        self.start_server(qmp)?;
+        for index in 0..self.disks.len() {
+            go_on()?;
+            self.add_filter(qmp, index)?;
+        }
+        go_on()?;
+        self.switch(qmp, at_instant)?;
+        for index in 0..self.disks.len() {
+            go_on()?;
+            let names = &self.disks[index].names;
+            let snapshot = json!({
+                "driver": "snapshot-access", "node-name": names.snapshot, "file": names.filter, "discard": "unmap",
+            });
+            qmp.execute("blockdev-add", snapshot)?;
+            self.export(qmp, index)?;
+        }
+        Ok(())
+    }
+
+    fn start_server(&mut self, qmp: &mut Qmp) -> Result<(), QemuError> {
+        mark(qmp, NBD)?;
+        let path = &self.socket;
+        let address = json!({ "addr": { "type": "unix", "data": { "path": path } } });
+        match qmp.execute("nbd-server-start", address) {
+            Ok(_) => Ok(()),
+            Err(QemuError::Command { desc, .. }) if desc.contains("already running") => {
+                // Not knowing its address or purpose, we neither use nor stop it.
+                qmp.execute("object-del", json!({ "id": NBD }))?;
+                Err(QemuError::NbdServerTaken { vmid: self.vmid })
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Opens the fleecing image and puts the filter over the disk's node, not yet under the device.
+    fn add_filter(&mut self, qmp: &mut Qmp, index: usize) -> Result<(), QemuError> {
+        let vmid = self.vmid;
+        let SessionDisk { spec, disk, names, fleece } = &mut self.disks[index];
+        let image = fleece.insert(Fleece::prepare(&spec.fleecing, vmid, &spec.device, disk.size)?);
+        qmp.execute("blockdev-add", image.node(names))?;
+        let path = image.path().to_owned();
+        image.unlink().map_err(|source| QemuError::Fleecing {
+            vmid,
+            path: path.clone(),
+            device: spec.device.clone(),
+            op: "unlink",
+            source,
+        })?;
+        if matches!(spec.fleecing, Fleecing::Image { .. }) {
+            check_size(qmp, vmid, names, disk, &path)?;
+        }
+        let filter = json!({
+            "driver": "copy-before-write",
+            "node-name": names.filter,
+            "file": disk.node,
+            "target": names.fleece,
+            "on-cbw-error": "break-snapshot",
+            "cbw-timeout": self.cbw_timeout.as_secs(),
+        });
+        qmp.execute("blockdev-add", filter).map(drop)
+    }
+
+    /// The instant. From the first filter under a device to the last, no write may happen.
+    fn switch(&mut self, qmp: &mut Qmp, at_instant: Option<&mut AtInstant<'_>>) -> Result<(), QemuError> {
+        // A single disk changes over in one step (QEMU drains it), so there is nothing to hold still for.
+        let hold = self.disks.len() > 1 || at_instant.is_some();
+        let running = qmp.execute("query-status", json!({}))?["running"] == true;
+        if !(hold && running) {
+            return self.set_drives(qmp, at_instant);
+        }
+        mark(qmp, PAUSED)?;
+        let started = Instant::now();
+        let result = match qmp.execute_within("stop", json!({}), STOP_TIMEOUT) {
+            Ok(_) => self.set_drives(qmp, at_instant),
+            Err(e) => Err(e),
+        };
+        #[cfg(test)]
+        if qmp.fuse == Some(0) {
+            return result;
+        }
+        let resumed = resume(qmp, self.vmid);
+        self.paused_for = started.elapsed();
+        resumed?;
+        qmp.execute("object-del", json!({ "id": PAUSED }))?;
+        result
+    }
+
+    fn set_drives(&mut self, qmp: &mut Qmp, at_instant: Option<&mut AtInstant<'_>>) -> Result<(), QemuError> {
+        for SessionDisk { disk, names, .. } in &self.disks {
+            qmp.execute("qom-set", json!({ "path": disk.qdev, "property": "drive", "value": names.filter }))?;
+        }
+        at_instant.map_or(Ok(()), |work| work(qmp))
+    }
+
+    /// Exports a snapshot. Only a writable export takes TRIM; `snapshot-access` itself refuses every write.
+    fn export(&mut self, qmp: &mut Qmp, index: usize) -> Result<(), QemuError> {
+        let SessionDisk { spec, disk, names, .. } = &self.disks[index];
+        let arguments = |writable: bool| {
+            json!({
+                "type": "nbd", "id": names.export, "node-name": names.snapshot, "name": spec.device, "writable": writable,
+            })
+        };
+        let discards = match qmp.execute("block-export-add", arguments(true)) {
+            Ok(_) => true,
+            Err(e) if e.is_refusal() => {
+                qmp.execute("block-export-add", arguments(false))?;
+                false
+            }
+            Err(e) => return Err(e),
+        };
+        self.exports.push(Export {
+            device: spec.device.clone(),
+            name: spec.device.clone(),
+            size: disk.size,
+            discards,
+        });
+        Ok(())
+    }
+
+    /// The unix socket on which the exports are served.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The disks, in the order they were asked for.
+    pub fn exports(&self) -> &[Export] {
+        &self.exports
+    }
+
+    /// How long the guest stood still; zero if it did not run or did not have to.
+    pub fn paused_for(&self) -> Duration {
+        self.paused_for
+    }
+
+    /// What an earlier run had left and this one removed before it began.
+    pub fn swept(&self) -> &Swept {
+        &self.swept
+    }
+
+    /// After a failed read at `offset` of `device`: did the snapshot break, and why? None means that it did not, so the
+    /// error is the disk's own. The range must not have been trimmed: a trimmed one looks the same as a broken snapshot.
+    ///
+    /// # Errors
+    /// When QEMU cannot be asked.
+    pub fn broken(&self, device: &str, offset: u64) -> Result<Option<Broken>, QemuError> {
+        let Some(disk) = self.disks.iter().find(|d| d.spec.device == device || d.disk.answers_to(device)) else {
+            return Ok(None);
+        };
+        let mut qmp = Qmp::connect(&self.qmp_socket, self.busy_timeout)?;
+        let error = probe::read_sector(&mut qmp, &disk.names.snapshot, offset.min(disk.disk.size.saturating_sub(512)))?;
+        // EACCES, by which copy-before-write refuses reads of a snapshot it gave up.
+        if !error.is_some_and(|e| e.contains("Permission denied")) {
+            return Ok(None);
+        }
+        Ok(Some(Broken {
+            device: disk.spec.device.clone(),
+            fleecing: disk.fleece.as_ref().map(|f| f.path().to_owned()).unwrap_or_default(),
+            free: disk.fleece.as_ref().and_then(Fleece::free),
+            timeout: self.cbw_timeout,
+        }))
+    }
+
+    /// Takes everything away again. A QEMU that ended meanwhile has taken it away itself.
+    ///
+    /// # Errors
+    /// When something could not be removed; the next session's start and [`sweep`](super::sweep) try again.
+    pub fn finish(mut self) -> Result<(), QemuError> {
+        self.tear_down()
+    }
+
+    fn tear_down(&mut self) -> Result<(), QemuError> {
+        if !self.open {
+            return Ok(());
+        }
+        let mut tries = 0;
+        let result = loop {
+            tries += 1;
+            let result = Qmp::connect(&self.qmp_socket, self.busy_timeout)
+                .and_then(|mut qmp| sweep_connected(&mut qmp, self.vmid));
+            match result {
+                Err(QemuError::NotRunning { .. }) => break Ok(()),
+                Err(_) if tries < 3 => std::thread::sleep(Duration::from_millis(300)),
+                other => break other.map(drop),
+            }
+        };
+        self.closed();
+        result
+    }
+
+    /// Nothing of the session is left in QEMU, or nothing more can be done about it.
+    fn closed(&mut self) {
+        self.open = false;
+        // QEMU removes the socket with its server; one that was killed leaves it.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+
+    /// What a KILL at this instant would do: nothing at all.
+    #[cfg(test)]
+    pub(super) fn abandon(mut self) {
+        self.open = false;
+        self.disks.iter_mut().filter_map(|d| d.fleece.as_mut()).for_each(Fleece::abandon);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Best effort: whoever wants to know calls `finish`.
+        let _ = self.tear_down();
+    }
+}
+
+fn mark(qmp: &mut Qmp, id: &str) -> Result<(), QemuError> {
+    // The cheapest object every QEMU has; it is never used for throttling.
+    qmp.execute("object-add", json!({ "qom-type": "throttle-group", "id": id })).map(drop)
+}
+
+fn find(qmp: &mut Qmp, vmid: u32, specs: Vec<DiskSpec>) -> Result<Vec<SessionDisk>, QemuError> {
+    let present = disks::parse(&qmp.execute("query-block", json!({}))?);
+    let mut found: Vec<SessionDisk> = Vec::new();
+    for (index, spec) in specs.into_iter().enumerate() {
+        let Some(disk) = present.iter().find(|d| d.answers_to(&spec.device)) else {
+            let known = present.iter().map(Disk::label).collect::<Vec<_>>().join(", ");
+            return Err(QemuError::NoSuchDisk { vmid, device: spec.device, known });
+        };
+        if found.iter().any(|d| d.disk.qdev == disk.qdev) {
+            return Err(QemuError::Spec { vmid, detail: format!("disk '{}' was asked for twice", spec.device) });
+        }
+        let names = Names::new(&spec.device, index);
+        found.push(SessionDisk { spec, disk: disk.clone(), names, fleece: None });
+    }
+    Ok(found)
+}
+
+/// A smaller image would fail in the middle of the backup.
+fn check_size(qmp: &mut Qmp, vmid: u32, names: &Names, disk: &Disk, path: &Path) -> Result<(), QemuError> {
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    let node = nodes.as_array().into_iter().flatten().find(|n| n["node-name"] == names.fleece.as_str());
+    let size = node.and_then(|n| n["image"]["virtual-size"].as_u64()).unwrap_or(0);
+    if size >= disk.size {
+        return Ok(());
+    }
+    let (path, label, need) = (path.display(), disk.label(), disk.size);
+    Err(QemuError::Spec {
+        vmid,
+        detail: format!("fleecing image {path} for {label} has {size} bytes, the disk has {need}: make it as large"),
+    })
+}

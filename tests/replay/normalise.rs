@@ -1,0 +1,103 @@
+//! Takes out of a recorded or fresh output what differs from run to run, as `golden/README.md` lists it, and the few lines that
+//! speak of the inside of stock QEMU, where this engine works differently.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+/// Lines that only one side prints, and why that is right.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    (
+        r"^INFO: starting kvm to execute backup task$",
+        "a stopped guest's disks are read directly, no QEMU is started for it",
+    ),
+    (r"^INFO: stopping kvm after backup task$", "as above"),
+    (r"^INFO: starting backup via QMP command$", "as above: no QMP for a stopped guest"),
+    (r"^INFO: started backup task 'UUID'$", "the task runs in vzkeep, not in QEMU"),
+    (r"^INFO: /usr/bin/vma create ", "a guest without disks is archived by vzkeep, not by a child program"),
+    (r"^(INFO: )?Formatting '", "qemu-img's own output, an artifact of the recording"),
+    (r"^failed to connect to monitor socket", "artifact of the recording"),
+    (r"^Use of uninitialized value", "artifact of the recording"),
+    (r"^INFO: trying to acquire lock\.\.\. OK$", "artifact of the recording"),
+];
+
+/// Rewrites applied to every line, in this order.
+static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
+    [
+        (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"),
+        (r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", "STAMP"),
+        (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
+        (r"UPID:[^ ]*", "UPID"),
+        (r"\(\d+:\d\d:\d\d\)", "(DURATION)"),
+        (r"archive file size: .*", "archive file size: SIZE"),
+        (r"[0-9.]+ [KMGT]?i?B(/s)?", "SIZE"),
+        (r" +\d+%", " N%"),
+        (r"\(\d+%\)", "(N%)"),
+        (r"in \d+s,", "in Ns,"),
+        (r"(in|after) <?\d+ seconds?", "$1 N seconds"),
+        (r"vzdumptmp\d+", "vzdumptmpN"),
+    ]
+    .into_iter()
+    .map(|(pattern, to)| (Regex::new(pattern).expect("rule"), to))
+    .collect()
+});
+
+static DROPPED: LazyLock<Vec<Regex>> =
+    LazyLock::new(|| EXCEPTIONS.iter().map(|(pattern, _)| Regex::new(pattern).expect("exception")).collect());
+
+/// `text` with everything that differs from run to run taken out, as lines. `root` is the prefix of the test's node.
+pub fn lines(text: &str, root: &str) -> Vec<String> {
+    let text = if root.is_empty() { text.to_owned() } else { text.replace(root, "") };
+    let mut out: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let mut line = line.trim_end().to_owned();
+        for (rule, to) in RULES.iter() {
+            line = rule.replace_all(&line, *to).into_owned();
+        }
+        let body = line.strip_prefix("DATE ").unwrap_or(&line);
+        if DROPPED.iter().any(|d| d.is_match(body)) {
+            continue;
+        }
+        let line = sort_job_options(&line);
+        // However many progress lines there were, one stands for all.
+        if line.contains(" N% (SIZE of SIZE) in Ns") && out.last() == Some(&line) {
+            continue;
+        }
+        out.push(line);
+    }
+    order_hook_pairs(&mut out);
+    out
+}
+
+/// `starting new backup job: vzdump 100 --b 1 --a 2` with the options in alphabetical order.
+fn sort_job_options(line: &str) -> String {
+    const START: &str = "starting new backup job: vzdump";
+    let Some(at) = line.find(START) else { return line.to_owned() };
+    let (head, tail) = line.split_at(at + START.len());
+    let mut groups: Vec<String> = Vec::new();
+    let mut vmids = String::new();
+    for word in tail.split(" --").enumerate() {
+        match word {
+            (0, ids) => vmids = ids.to_owned(),
+            (_, option) => groups.push(format!(" --{option}")),
+        }
+    }
+    groups.sort();
+    format!("{head}{vmids}{}", groups.concat())
+}
+
+/// A hook's standard output and error arrive in any order: put the error line of each call second.
+fn order_hook_pairs(lines: &mut [String]) {
+    for i in 1..lines.len() {
+        let (before, after) = lines.split_at_mut(i);
+        let (first, second) = (&mut before[i - 1], &mut after[0]);
+        let phase = |line: &str, kind: &str| {
+            line.split_once(kind).map(|(_, rest)| rest.split(' ').next().unwrap_or_default().to_owned())
+        };
+        if let (Some(a), Some(b)) = (phase(first, "HOOK-STDERR: "), phase(second, " HOOK: "))
+            && a == b
+        {
+            std::mem::swap(first, second);
+        }
+    }
+}
