@@ -21,7 +21,7 @@ pub mod qemu;
 pub mod restore;
 pub mod schema;
 pub mod storage;
-pub mod transfer;
-
 #[cfg(test)]
 mod testdata;
+pub mod transfer;
+

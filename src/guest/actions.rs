@@ -24,7 +24,7 @@ pub struct NodeActions<'a> {
 
 impl NodeActions<'_> {
     /// The state that `qm status` reports: `running`, `stopped`.
-    fn status(&self, vmid: u32) -> Result<String, String> {
+    pub(crate) fn status(&self, vmid: u32) -> Result<String, String> {
         let out = output(self.host, "qm", &["status", &vmid.to_string()])?;
         Ok(out.trim().strip_prefix("status:").unwrap_or(&out).trim().to_owned())
     }

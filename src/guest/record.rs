@@ -237,18 +237,6 @@ impl Record {
         self.held.append(&mut self.file, &Line::Done(intent.clone()), intent.outlives_boot())
     }
 
-    /// The run failed: makes what it did an orphan, to be undone in the same way as after a kill. `None` when there is
-    /// nothing to undo.
-    ///
-    /// # Errors
-    /// When the record cannot be read.
-    pub fn give_up(self) -> Result<Option<Orphan>, RecordError> {
-        match Orphan::read(self.held)? {
-            Ok(orphan) => Ok(Some(orphan)),
-            Err(held) => remove(&held).map(|()| None),
-        }
-    }
-
     /// Gives the run up: what it still has noted is to be undone by [`recover`](super::recover::recover), like another's.
     ///
     /// # Errors

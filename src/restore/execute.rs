@@ -16,9 +16,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-#[cfg(test)]
-mod tests;
-
 /// The lock in the config while the restore runs.
 const LOCK: &str = "create";
 
@@ -81,12 +78,18 @@ pub enum ExecuteError {
     Interrupted,
 }
 
-/// Carries out `plan` with the data in `data`; `record` notes every step. On success nothing is left in the record; on
-/// failure the caller has what is in it undone.
+/// Carries out `plan` with the data in `data`; `record` notes every step. On failure the caller has what is in the record
+/// undone. On success the guest is there; returned are the replaced volumes that could not be removed, for which the record
+/// has to stay.
 ///
 /// # Errors
 /// The first step that failed.
-pub fn execute(plan: &mut Plan, data: Box<dyn Data>, record: &mut Record, tools: &mut Tools<'_>) -> Result<(), ExecuteError> {
+pub fn execute(
+    plan: &mut Plan,
+    data: Box<dyn Data>,
+    record: &mut Record,
+    tools: &mut Tools<'_>,
+) -> Result<Vec<String>, ExecuteError> {
     let start = Instant::now();
     claim(plan, record, tools.host)?;
     let mut volids = BTreeMap::new();
@@ -125,7 +128,8 @@ pub fn execute(plan: &mut Plan, data: Box<dyn Data>, record: &mut Record, tools:
     );
     // Lets go of the volumes in any case: nobody may have them open when they are removed or the guest is started.
     drop(targets);
-    let summary = summary.map_err(|why| if tools.cancel.is_set() { ExecuteError::Interrupted } else { ExecuteError::Step(why) })?;
+    let summary = summary
+        .map_err(|why| if tools.cancel.is_set() { ExecuteError::Interrupted } else { ExecuteError::Step(why) })?;
     summary.lines().for_each(|l| (tools.line)(l));
     stop_if_asked(tools.cancel)?;
     commit(plan, &volids, record, tools)
@@ -181,13 +185,16 @@ fn commit(
     volids: &BTreeMap<String, String>,
     record: &mut Record,
     tools: &mut Tools<'_>,
-) -> Result<(), ExecuteError> {
+) -> Result<Vec<String>, ExecuteError> {
     let vmid = plan.vmid;
     let planned = plan.warnings.len();
     let config = plan.config(volids, &mut tools.fresh);
     plan.warnings[planned..].iter().for_each(|w| (tools.line)(&format!("WARN: {w}")));
     let config = String::from_utf8(config).map_err(|e| {
-        ExecuteError::Step(format!("the configuration in the archive is not UTF-8 text, at byte {}", e.utf8_error().valid_up_to()))
+        ExecuteError::Step(format!(
+            "the configuration in the archive is not UTF-8 text, at byte {}",
+            e.utf8_error().valid_up_to()
+        ))
     })?;
     // Noted while the old config still names them, and so still safe from recovery.
     for volid in &plan.replaced {
@@ -208,14 +215,18 @@ fn commit(
     })
     .map_err(|source| ExecuteError::Config { vmid, source })?;
     // From here on the restore has happened; what fails now is reported and left to the record.
+    let mut left = Vec::new();
     for volid in plan.replaced.clone() {
         match free_unless_named(tools.host, &volid, tools.actions) {
             Ok(_) => (tools.line)(&format!("replaced volume '{volid}' removed")),
-            Err(e) => (tools.line)(&format!("WARN: replaced volume '{volid}' could not be removed: {e}")),
+            Err(e) => {
+                (tools.line)(&format!("WARN: replaced volume '{volid}' could not be removed: {e}"));
+                left.push(volid);
+            }
         }
     }
     (tools.line)("rescan volumes...");
-    Ok(())
+    Ok(left)
 }
 
 fn stop_if_asked(cancel: &Cancel) -> Result<(), ExecuteError> {

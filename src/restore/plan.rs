@@ -197,7 +197,7 @@ pub fn plan(
         let storage = line.storage().unwrap_or_default();
         disks.push(place(key, device, storage, line.format().unwrap_or_default(), options, storages, node)?);
     }
-    disks.sort_by(|a, b| a.device.id.cmp(&b.device.id));
+    disks.sort_by_key(|d| d.device.id);
     let rewrite = Rewrite { volumes: BTreeMap::new(), unique: options.unique, mac_prefix: options.mac_prefix.clone() };
     let mut plan = Plan {
         vmid: options.vmid,

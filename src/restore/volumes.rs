@@ -81,8 +81,7 @@ impl Volumes for NodeVolumes<'_> {
     fn alloc(&self, volid: &str, disk: &DiskPlan, vmid: u32) -> Result<(), String> {
         let name = volid.rsplit([':', '/']).next().unwrap_or(volid);
         let (vmid, kib) = (vmid.to_string(), disk.device.size.div_ceil(1024).to_string());
-        let said =
-            output(self.host, "pvesm", &["alloc", &disk.storage, &vmid, name, &kib, "--format", &disk.format])?;
+        let said = output(self.host, "pvesm", &["alloc", &disk.storage, &vmid, name, &kib, "--format", &disk.format])?;
         if !said.contains(volid) {
             return Err(format!("pvesm made another volume than '{volid}': {}", said.trim()));
         }
