@@ -150,8 +150,8 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.into())
 }
 
-/// Removes fleecing files of this guest that a killed run left in `dir`. Only for a caller who knows that no backup of
-/// the guest is running. Returns what was removed.
+/// Removes fleecing files and NBD sockets of this guest that a killed run left in `dir`. Only for a caller who knows that
+/// no backup of the guest is running; a session does it when it starts. Returns what was removed.
 ///
 /// # Errors
 /// When the directory cannot be listed or a file cannot be removed.
@@ -161,8 +161,9 @@ pub fn remove_stale_files(dir: &Path, vmid: u32) -> io::Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|n| n.starts_with(&prefix) && n.ends_with(".raw"));
-        if ours && entry.file_type()?.is_file() {
+        let ours =
+            name.to_str().is_some_and(|n| n.starts_with(&prefix) && (n.ends_with(".raw") || n.ends_with(".nbd")));
+        if ours && !entry.file_type()?.is_dir() {
             std::fs::remove_file(entry.path())?;
             removed.push(entry.path());
         }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::broken::{Broken, is_refused_read};
 use super::disks::{self, Disk};
-use super::fleecing::{Fleece, Fleecing};
+use super::fleecing::{Fleece, Fleecing, remove_stale_files};
 use super::names::{self, NBD, Names, PAUSED};
 use super::sweep::{Swept, resume, sweep_connected};
 use super::{QemuError, Qmp, features};
@@ -131,6 +131,10 @@ impl Session {
         let swept = sweep_connected(&mut qmp, vmid)?;
         features::require_filter(&mut qmp, vmid)?;
         let disks = find(&mut qmp, vmid, std::mem::take(&mut spec.disks))?;
+        for dir in directories(&spec.socket_dir, &disks) {
+            // A directory that cannot be read is found out when something is made in it.
+            let _ = remove_stale_files(dir, vmid);
+        }
         let mut session = Self {
             vmid,
             qmp_socket: spec.qmp_socket,
@@ -374,6 +378,15 @@ impl Drop for Session {
 fn mark(qmp: &mut Qmp, id: &str) -> Result<(), QemuError> {
     // The cheapest object every QEMU has; it is never used for throttling.
     qmp.execute("object-add", json!({ "qom-type": "throttle-group", "id": id })).map(drop)
+}
+
+/// Where files of ours may lie.
+fn directories<'a>(socket_dir: &'a Path, disks: &'a [SessionDisk]) -> impl Iterator<Item = &'a Path> {
+    let fleecing = disks.iter().filter_map(|d| match &d.spec.fleecing {
+        Fleecing::Directory(dir) => Some(dir.as_path()),
+        Fleecing::Image { .. } => None,
+    });
+    fleecing.chain([socket_dir])
 }
 
 fn find(qmp: &mut Qmp, vmid: u32, specs: Vec<DiskSpec>) -> Result<Vec<SessionDisk>, QemuError> {

@@ -94,7 +94,7 @@ pub(super) fn resume(qmp: &mut Qmp, vmid: u32) -> Result<bool, QemuError> {
             Err(e) => return Err(still(e)),
         }
         if tries > 20 {
-            return Err(QemuError::Spec { vmid, detail: "the guest stays paused after 'cont'".into() }).map_err(still);
+            return Err(still(QemuError::Spec { vmid, detail: "the guest stays paused after 'cont'".into() }));
         }
     }
 }

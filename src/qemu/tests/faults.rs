@@ -42,10 +42,10 @@ fn every_half_built_state_can_be_swept() {
         }
         resumed += usize::from(sweep(&lab.qmp_path(), VMID).unwrap().resumed);
         assert!(sweep(&lab.qmp_path(), VMID).unwrap().is_empty());
-        remove_stale_files(lab.dir.path(), VMID).unwrap();
         for stale in std::fs::read_dir(lab.dir.path()).unwrap().map(|e| e.unwrap().path()) {
             assert!(!stale.display().to_string().ends_with(".nbd"), "step {step}: QEMU left its socket");
         }
+        remove_stale_files(lab.dir.path(), VMID).unwrap();
         lab.assert_clean();
         step += 1;
     }
@@ -89,6 +89,7 @@ fn the_next_session_clears_the_last() {
         return;
     }
     lab.session(&["scsi0", "virtio0"]).abandon();
+    std::fs::write(lab.path("vzkeep-4100-scsi0-x.raw"), "left by a KILL").unwrap();
     lab.guest("scsi0", "write -P 9 0 64k");
     let session = lab.session(&["scsi0"]);
     assert!(session.swept().removed.iter().any(|r| r == "drive of scsi0 back to drive-scsi0"), "{:?}", session.swept());

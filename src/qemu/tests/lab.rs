@@ -171,7 +171,7 @@ impl Lab {
     #[track_caller]
     pub fn assert_clean(&self) {
         assert_eq!(self.state(), self.baseline);
-        assert!(!self.qmp().execute("nbd-server-stop", json!({})).is_ok(), "an NBD server was left running");
+        assert!(self.qmp().execute("nbd-server-stop", json!({})).is_err(), "an NBD server was left running");
         let left: Vec<_> = fs::read_dir(self.dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
