@@ -115,11 +115,14 @@ impl Agent {
     /// As [`Agent::execute`]; `StillFrozen` when the freeze failed and the thaw after it, too.
     pub fn freeze(mut self, timeout: Duration) -> Result<FsFreeze, QemuError> {
         if self.freeze_status(timeout)? == FreezeStatus::Frozen {
-            return Err(self.socket.protocol("guest-fsfreeze-freeze", "the file systems are already frozen by another"));
+            return Err(self
+                .socket
+                .protocol("guest-fsfreeze-freeze", "the file systems are already frozen by another"));
         }
         let answer = self.execute("guest-fsfreeze-freeze", json!({}), timeout);
         // From here on something may be frozen, whatever the answer was.
-        let mut freeze = FsFreeze { path: self.socket.path().into(), agent: Some(self), frozen: 0, timeout, done: false };
+        let mut freeze =
+            FsFreeze { path: self.socket.path().into(), agent: Some(self), frozen: 0, timeout, done: false };
         match answer {
             Ok(count) => {
                 freeze.frozen = count.as_u64().unwrap_or(0);
@@ -189,7 +192,9 @@ impl FsFreeze {
         let count = agent.execute("guest-fsfreeze-thaw", json!({}), timeout)?.as_u64().unwrap_or(0);
         match agent.freeze_status(timeout)? {
             FreezeStatus::Thawed => Ok(count),
-            FreezeStatus::Frozen => Err(agent.socket.protocol("guest-fsfreeze-thaw", "the file systems are still frozen")),
+            FreezeStatus::Frozen => {
+                Err(agent.socket.protocol("guest-fsfreeze-thaw", "the file systems are still frozen"))
+            }
         }
     }
 }

@@ -3,10 +3,11 @@
 //! Either the caller brings an image that a storage allocated, or we make a sparse file. Ours loses its name as soon
 //! as QEMU has it open, so that neither our end nor QEMU's can leave it on disk.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -50,8 +51,9 @@ pub enum Fleecing {
 pub(super) struct Fleece {
     path: PathBuf,
     format: FleecingFormat,
-    /// Keeps the file system's free space observable after the name is gone; the file's content is QEMU's alone.
-    file: File,
+    /// The file is open in QEMU alone: closing one on a storage that hangs would hang us, even a child between fork and
+    /// exec.
+    block_device: bool,
     ours: bool,
 }
 
@@ -68,8 +70,8 @@ impl Fleece {
         match what {
             Fleecing::Image { path, format } => {
                 let path = absolute(path);
-                let file = File::open(&path).map_err(|e| failed(&path, "open", e))?;
-                Ok(Self { path, format: *format, file, ours: false })
+                let kind = std::fs::metadata(&path).map_err(|e| failed(&path, "open", e))?.file_type();
+                Ok(Self { path, format: *format, block_device: kind.is_block_device(), ours: false })
             }
             Fleecing::Directory(dir) => {
                 let safe: String = device.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
@@ -81,8 +83,8 @@ impl Fleece {
                     .mode(0o600)
                     .open(&path)
                     .map_err(|e| failed(&path, "create", e))?;
-                let fleece = Self { path, format: FleecingFormat::Raw, file, ours: true };
-                fleece.file.set_len(size).map_err(|e| failed(&fleece.path, "resize", e))?;
+                let fleece = Self { path, format: FleecingFormat::Raw, block_device: false, ours: true };
+                file.set_len(size).map_err(|e| failed(&fleece.path, "resize", e))?;
                 Ok(fleece)
             }
         }
@@ -90,13 +92,12 @@ impl Fleece {
 
     /// Arguments of `blockdev-add`.
     pub(super) fn node(&self, names: &Names) -> Value {
-        let device = self.file.metadata().is_ok_and(|m| m.file_type().is_block_device());
         json!({
             "driver": self.format.driver(),
             "node-name": names.fleece,
             "discard": "unmap",
             "file": {
-                "driver": if device { "host_device" } else { "file" },
+                "driver": if self.block_device { "host_device" } else { "file" },
                 "node-name": names.file,
                 "filename": self.path,
                 "discard": "unmap",
@@ -122,13 +123,19 @@ impl Fleece {
         &self.path
     }
 
-    /// Bytes free on the file system that holds the image; none for block devices, where we cannot know.
+    /// Bytes free on the file system that holds the image; none for block devices, where we cannot know, and for a
+    /// storage that does not answer.
     pub(super) fn free(&self) -> Option<u64> {
-        if !self.file.metadata().ok()?.is_file() {
+        if self.block_device {
             return None;
         }
-        let fs = nix::sys::statvfs::fstatvfs(&self.file).ok()?;
-        Some(fs.blocks_available() * fs.fragment_size())
+        let directory = self.path.parent()?.to_owned();
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        std::thread::spawn(move || {
+            let free = nix::sys::statvfs::statvfs(&directory).map(|fs| fs.blocks_available() * fs.fragment_size());
+            let _ = sender.send(free.ok());
+        });
+        receiver.recv_timeout(Duration::from_secs(2)).ok().flatten()
     }
 }
 
@@ -143,8 +150,8 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.into())
 }
 
-/// Removes fleecing files of this guest that a killed run left in `dir`. Only for a caller who knows that no backup of
-/// the guest is running. Returns what was removed.
+/// Removes fleecing files and NBD sockets of this guest that a killed run left in `dir`. Only for a caller who knows that
+/// no backup of the guest is running; a session does it when it starts. Returns what was removed.
 ///
 /// # Errors
 /// When the directory cannot be listed or a file cannot be removed.
@@ -154,8 +161,9 @@ pub fn remove_stale_files(dir: &Path, vmid: u32) -> io::Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|n| n.starts_with(&prefix) && n.ends_with(".raw"));
-        if ours && entry.file_type()?.is_file() {
+        let ours =
+            name.to_str().is_some_and(|n| n.starts_with(&prefix) && (n.ends_with(".raw") || n.ends_with(".nbd")));
+        if ours && !entry.file_type()?.is_dir() {
             std::fs::remove_file(entry.path())?;
             removed.push(entry.path());
         }

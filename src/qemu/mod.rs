@@ -6,22 +6,22 @@
 //! module. Everything we create inside QEMU carries the prefix `vzkeep-`.
 
 mod agent;
+mod broken;
 mod disks;
 mod error;
 mod features;
 mod fleecing;
 mod names;
 mod nodes;
-mod probe;
 mod qmp;
 mod session;
 mod socket;
 mod sweep;
 
 pub use agent::{Agent, FreezeStatus, FsFreeze};
+pub use broken::Broken;
 pub use error::QemuError;
 pub use fleecing::{Fleecing, FleecingFormat, remove_stale_files};
-pub use probe::Broken;
 pub use qmp::{Event, Qmp};
 pub use session::{AtInstant, DiskSpec, Export, Session, SessionSpec};
 pub use sweep::{Swept, sweep};

@@ -8,8 +8,6 @@ pub(super) const PREFIX: &str = "vzkeep-";
 pub(super) const PAUSED: &str = "vzkeep-paused";
 /// This object exists while the process's NBD server is (or is about to be) ours.
 pub(super) const NBD: &str = "vzkeep-nbd";
-/// The job that finds out why a read failed.
-pub(super) const PROBE_JOB: &str = "vzkeep-probe";
 
 const RUN: &str = "vzkeep-run-";
 /// 31 bytes less the longest of our prefixes, `vzkeep-fleece-`.
@@ -85,7 +83,9 @@ mod tests {
 
     #[test]
     fn names_are_legal_and_short() {
-        for (i, device) in ["drive-scsi0", "virtio15", "drive-tpmstate0-backup", "a b", "", "#block123"].iter().enumerate() {
+        for (i, device) in
+            ["drive-scsi0", "virtio15", "drive-tpmstate0-backup", "a b", "", "#block123"].iter().enumerate()
+        {
             let n = Names::new(device, i);
             for name in [n.fleece, n.file, n.filter, n.snapshot, n.export] {
                 assert!(name.len() <= 31 && name.starts_with(PREFIX), "{name}");

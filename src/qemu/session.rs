@@ -5,15 +5,16 @@
 //! guest stands still for those milliseconds. If the fleecing image fails, the snapshot breaks, never the guest. Every
 //! step leaves a state that [`sweep`](super::sweep) can clear, and so does the end of this process.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::broken::{Broken, is_refused_read};
 use super::disks::{self, Disk};
-use super::fleecing::{Fleece, Fleecing};
+use super::fleecing::{Fleece, Fleecing, remove_stale_files};
 use super::names::{self, NBD, Names, PAUSED};
-use super::probe::{self, Broken};
 use super::sweep::{Swept, resume, sweep_connected};
 use super::{QemuError, Qmp, features};
 use crate::host::Cancel;
@@ -130,6 +131,10 @@ impl Session {
         let swept = sweep_connected(&mut qmp, vmid)?;
         features::require_filter(&mut qmp, vmid)?;
         let disks = find(&mut qmp, vmid, std::mem::take(&mut spec.disks))?;
+        for dir in directories(&spec.socket_dir, &disks) {
+            // A directory that cannot be read is found out when something is made in it.
+            let _ = remove_stale_files(dir, vmid);
+        }
         let mut session = Self {
             vmid,
             qmp_socket: spec.qmp_socket,
@@ -282,12 +287,7 @@ impl Session {
             }
             Err(e) => return Err(e),
         };
-        self.exports.push(Export {
-            device: spec.device.clone(),
-            name: spec.device.clone(),
-            size: disk.size,
-            discards,
-        });
+        self.exports.push(Export { device: spec.device.clone(), name: spec.device.clone(), size: disk.size, discards });
         Ok(())
     }
 
@@ -311,27 +311,19 @@ impl Session {
         &self.swept
     }
 
-    /// After a failed read at `offset` of `device`: did the snapshot break, and why? None means that it did not, so the
-    /// error is the disk's own. The range must not have been trimmed: a trimmed one looks the same as a broken snapshot.
+    /// After a read of `device` over NBD failed with `error`: did the snapshot break, and why? None means that it did
+    /// not, so the error is the disk's own. A range that was trimmed cannot be told from a broken snapshot.
     ///
-    /// # Errors
-    /// When QEMU cannot be asked.
-    pub fn broken(&self, device: &str, offset: u64) -> Result<Option<Broken>, QemuError> {
-        let Some(disk) = self.disks.iter().find(|d| d.spec.device == device || d.disk.answers_to(device)) else {
-            return Ok(None);
-        };
-        let mut qmp = Qmp::connect(&self.qmp_socket, self.busy_timeout)?;
-        let error = probe::read_sector(&mut qmp, &disk.names.snapshot, offset.min(disk.disk.size.saturating_sub(512)))?;
-        // EACCES, by which copy-before-write refuses reads of a snapshot it gave up.
-        if !error.is_some_and(|e| e.contains("Permission denied")) {
-            return Ok(None);
-        }
-        Ok(Some(Broken {
+    /// QEMU is not asked: there is no query for it, and while a fleecing storage hangs, every change of the block graph
+    /// would make QEMU, and with it the guest, wait for that storage.
+    pub fn broken(&self, device: &str, error: &io::Error) -> Option<Broken> {
+        let disk = self.disks.iter().find(|d| d.spec.device == device || d.disk.answers_to(device))?;
+        is_refused_read(error).then(|| Broken {
             device: disk.spec.device.clone(),
             fleecing: disk.fleece.as_ref().map(|f| f.path().to_owned()).unwrap_or_default(),
             free: disk.fleece.as_ref().and_then(Fleece::free),
             timeout: self.cbw_timeout,
-        }))
+        })
     }
 
     /// Takes everything away again. A QEMU that ended meanwhile has taken it away itself.
@@ -386,6 +378,15 @@ impl Drop for Session {
 fn mark(qmp: &mut Qmp, id: &str) -> Result<(), QemuError> {
     // The cheapest object every QEMU has; it is never used for throttling.
     qmp.execute("object-add", json!({ "qom-type": "throttle-group", "id": id })).map(drop)
+}
+
+/// Where files of ours may lie.
+fn directories<'a>(socket_dir: &'a Path, disks: &'a [SessionDisk]) -> impl Iterator<Item = &'a Path> {
+    let fleecing = disks.iter().filter_map(|d| match &d.spec.fleecing {
+        Fleecing::Directory(dir) => Some(dir.as_path()),
+        Fleecing::Image { .. } => None,
+    });
+    fleecing.chain([socket_dir])
 }
 
 fn find(qmp: &mut Qmp, vmid: u32, specs: Vec<DiskSpec>) -> Result<Vec<SessionDisk>, QemuError> {

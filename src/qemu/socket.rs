@@ -91,12 +91,7 @@ impl LineSocket {
     }
 
     pub(super) fn protocol(&self, command: &str, detail: impl Into<String>) -> QemuError {
-        QemuError::Protocol {
-            what: self.what,
-            path: self.path.clone(),
-            command: command.into(),
-            detail: detail.into(),
-        }
+        QemuError::Protocol { what: self.what, path: self.path.clone(), command: command.into(), detail: detail.into() }
     }
 
     pub(super) fn timeout(&self, command: &str, waited: Duration) -> QemuError {

@@ -94,7 +94,7 @@ pub(super) fn resume(qmp: &mut Qmp, vmid: u32) -> Result<bool, QemuError> {
             Err(e) => return Err(still(e)),
         }
         if tries > 20 {
-            return Err(QemuError::Spec { vmid, detail: "the guest stays paused after 'cont'".into() }).map_err(still);
+            return Err(still(QemuError::Spec { vmid, detail: "the guest stays paused after 'cont'".into() }));
         }
     }
 }
@@ -158,9 +158,11 @@ impl Work<'_> {
     /// Stops the NBD server if it is ours and nobody else has an export on it.
     fn nbd_server(&mut self) -> Result<(), QemuError> {
         let exports = self.qmp.execute("query-block-exports", json!({}))?;
-        let foreign = exports.as_array().into_iter().flatten().any(|e| {
-            e["type"] == "nbd" && !e["id"].as_str().is_some_and(|id| id.starts_with(PREFIX))
-        });
+        let foreign = exports
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|e| e["type"] == "nbd" && !e["id"].as_str().is_some_and(|id| id.starts_with(PREFIX)));
         // The mark is set a moment before the server is started; a process killed in between, on a guest where
         // somebody else's server runs, must not make us stop that one. Ours listens on a socket with our name.
         let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();

@@ -65,10 +65,23 @@ impl Lab {
         let file_c = json!({"driver": "file", "filename": "c.raw", "node-name": "e-c"});
         let mut args: Vec<String> = Vec::new();
         for arg in [
-            "-nodefaults", "-nographic", "-machine", "pc,accel=tcg", "-m", "32", "-no-shutdown",
-            "-chardev", "socket,id=qmp,path=q.qmp,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
-            "-object", "throttle-group,id=throttle-drive-scsi0", "-object", "throttle-group,id=throttle-drive-scsi1",
-            "-object", "throttle-group,id=throttle-drive-virtio0",
+            "-nodefaults",
+            "-nographic",
+            "-machine",
+            "pc,accel=tcg",
+            "-m",
+            "32",
+            "-no-shutdown",
+            "-chardev",
+            "socket,id=qmp,path=q.qmp,server=on,wait=off",
+            "-mon",
+            "chardev=qmp,mode=control",
+            "-object",
+            "throttle-group,id=throttle-drive-scsi0",
+            "-object",
+            "throttle-group,id=throttle-drive-scsi1",
+            "-object",
+            "throttle-group,id=throttle-drive-virtio0",
         ] {
             args.push(arg.into());
         }
@@ -158,7 +171,7 @@ impl Lab {
     #[track_caller]
     pub fn assert_clean(&self) {
         assert_eq!(self.state(), self.baseline);
-        assert!(!self.qmp().execute("nbd-server-stop", json!({})).is_ok(), "an NBD server was left running");
+        assert!(self.qmp().execute("nbd-server-stop", json!({})).is_err(), "an NBD server was left running");
         let left: Vec<_> = fs::read_dir(self.dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -214,6 +227,14 @@ pub fn read(socket: &Path, export: &str, commands: &[&str]) -> Result<String, St
     let out = io.arg(format!("nbd+unix:///{export}?socket={}", socket.display())).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     if out.status.success() && !text.contains("failed") { Ok(text) } else { Err(text) }
+}
+
+/// The error a client sees, by the words of `qemu-io`.
+pub fn read_error(socket: &Path, export: &str, command: &str) -> std::io::Error {
+    let text = read(socket, export, &[command]).unwrap_err();
+    let number = [("Input/output error", libc::EIO), ("Invalid argument", libc::EINVAL)];
+    let found = number.iter().find(|(words, _)| text.contains(words)).unwrap_or_else(|| panic!("{text}"));
+    std::io::Error::from_raw_os_error(found.1)
 }
 
 /// Fails unless the spot in the code is reached in time.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::lab::{error, say, scripted, within};
 use crate::host::Cancel;
-use crate::qemu::{Qmp, QemuError};
+use crate::qemu::{QemuError, Qmp};
 
 const GREETING: &[u8] =
     b"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}, \"package\": \"\"}, \"capabilities\": []}}\r\n";
@@ -110,7 +110,8 @@ fn garbage_silence_and_endless_lines_are_errors() {
     assert!(e.to_string().contains("a line longer than"), "{e}");
     thread.join().unwrap();
 
-    let (_dir, path, thread) = scripted(server(vec!["", "{\"return\": \"late\", \"id\": \"vzkeep-2\"}\n{\"return\": 3, \"id\": $ID}\n"]));
+    let (_dir, path, thread) =
+        scripted(server(vec!["", "{\"return\": \"late\", \"id\": \"vzkeep-2\"}\n{\"return\": 3, \"id\": $ID}\n"]));
     let mut qmp = Qmp::connect(&path, Duration::from_secs(5)).unwrap();
     let e = error(qmp.execute_within("slow", json!({}), Duration::from_millis(200)));
     assert!(e.to_string().contains("no answer to 'slow' within 0.2 s"), "{e}");
