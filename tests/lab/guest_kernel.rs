@@ -50,12 +50,10 @@ fn lz4_block(block: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let mut bytes = block.iter().copied();
     let long = |bytes: &mut dyn Iterator<Item = u8>, nibble: u8| -> Option<usize> {
         let mut len = usize::from(nibble);
-        while nibble == 15 {
-            let more = bytes.next()?;
+        let mut more = if nibble == 15 { u8::MAX } else { 0 };
+        while more == u8::MAX {
+            more = bytes.next()?;
             len += usize::from(more);
-            if more != 255 {
-                break;
-            }
         }
         Some(len)
     };
