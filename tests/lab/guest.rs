@@ -121,7 +121,7 @@ impl Guest {
         let boot =
             self.disks.iter().map(|disk| disk.key.as_str()).find(|key| !key.contains("efi") && !key.contains("tpm"));
         let args = format!(
-            "-kernel /boot/vmlinuz -initrd /boot/{} -append 'console=ttyS0 quiet mitigations=off panic=-1 {}'",
+            "-kernel /boot/vmlinuz -initrd /boot/{} -append 'console=ttyS0 quiet mitigations=off edd=off nosmp nokaslr apparmor=0 audit=0 panic=-1 {}'",
             self.image, self.words
         );
         let mut lines: Vec<(String, String)> = [

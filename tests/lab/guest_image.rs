@@ -4,7 +4,6 @@
 use super::programs;
 use anyhow::{Context, Result, bail};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,10 +28,6 @@ const MODULES: &[&str] = &[
     "sd_mod",
     "virtio_blk",
     "virtio_scsi",
-    "libata",
-    "ata_piix",
-    "libahci",
-    "ahci",
     "button",
     "evdev",
     "virtio_console",
@@ -91,7 +86,12 @@ pub fn boot() -> Result<Boot> {
             store(&with_agent, &cpio(&files)?)?;
         }
     }
-    Ok(Boot { kernel, witness: plain, agent: agent.map(|_| with_agent) })
+    let bare = cache.join(format!("kernel-{key}"));
+    if !bare.exists() {
+        let image = std::fs::read(&kernel)?;
+        store(&bare, &super::guest_kernel::unpack(&image).unwrap_or(image))?;
+    }
+    Ok(Boot { kernel: bare, witness: plain, agent: agent.map(|_| with_agent) })
 }
 
 /// The kernel and the directory of its modules: unpacked by `make setup` into `target/lab/kernel`, or an installed
@@ -245,9 +245,4 @@ fn cpio(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     }
     entry("TRAILER!!!", 0, (0, 0), &[])?;
     Ok(out)
-}
-
-/// Makes `path` executable for everybody.
-pub fn executable(path: &Path) -> Result<()> {
-    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
 }

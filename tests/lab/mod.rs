@@ -10,6 +10,7 @@ pub mod clean;
 pub mod demo;
 pub mod guest;
 pub mod guest_image;
+pub mod guest_kernel;
 pub mod leash;
 pub mod node;
 pub mod programs;
