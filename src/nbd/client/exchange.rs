@@ -53,6 +53,8 @@ struct State {
     table: Table,
     /// Which condition variable the owner of each slot sleeps on.
     homes: [usize; SLOTS],
+    /// Whether somebody sleeps on that condition variable.
+    sleeping: [bool; SLOTS],
     /// `None` while a thread reads.
     reader: Option<Reader>,
     /// Data that comes next in the stream, for the owner of its slot to read.
@@ -82,6 +84,7 @@ impl Connection {
         let state = State {
             table: Table::new(export.structured, contexts),
             homes: [0; SLOTS],
+            sleeping: [false; SLOTS],
             reader: Some(Reader::new(clone()?)),
             payload: None,
             dead: None,
@@ -192,7 +195,10 @@ impl Connection {
             }
             let my_turn = state.payload.as_ref().is_none_or(|p| batch.contains(&p.slot));
             let Some(reader) = state.reader.take_if(|_| my_turn) else {
-                state = self.wake[batch[0]].wait(state).unwrap_or_else(PoisonError::into_inner);
+                let home = batch[0];
+                state.sleeping[home] = true;
+                state = self.wake[home].wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping[home] = false;
                 continue;
             };
             let payload = state.payload.take();
@@ -255,9 +261,9 @@ impl Connection {
     fn silence(&self, idle: &mut Duration) -> Result<(), NbdError> {
         let state = self.lock();
         *idle += self.timeout;
-        match state.table.waiting() {
-            Some((_, true)) if *idle < self.write_timeout => Ok(()),
-            _ => Err(NbdError::Timeout(*idle)),
+        match state.table.has_slow() && *idle < self.write_timeout {
+            true => Ok(()),
+            false => Err(NbdError::Timeout(*idle)),
         }
     }
 
@@ -270,11 +276,11 @@ impl Connection {
     ) -> Result<Finished, NbdError> {
         let mut answers: Vec<Finished> = batch.iter().map(|slot| state.table.take(*slot)).collect();
         self.free.notify_all();
-        if state.reader.is_some()
-            && state.payload.is_none()
-            && let Some((next, _)) = state.table.waiting()
-        {
-            self.wake[state.homes[next]].notify_one();
+        // Somebody has to read on. Only a sleeper will do: a thread that still sends may be waiting for the server, and the
+        // server for us to read; it comes here by itself when it is done.
+        if state.reader.is_some() && state.payload.is_none() {
+            let next = (0..SLOTS).find(|slot| !state.table.is_settled(*slot) && state.sleeping[state.homes[*slot]]);
+            next.inspect(|slot| self.wake[state.homes[*slot]].notify_one());
         }
         drop(state);
         if let Some(error) = answers.iter_mut().find_map(|a| a.error.take()) {

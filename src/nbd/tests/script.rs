@@ -45,11 +45,7 @@ pub fn with_server<T: Send + 'static>(
     script: impl FnOnce(&mut Server) -> T + Send + 'static,
 ) -> (Result<Client, NbdError>, JoinHandle<T>) {
     let (ours, stream) = UnixStream::pair().unwrap();
-    let thread = std::thread::spawn(move || {
-        let mut server = Server { stream, min_block, structured, size };
-        server.handshake();
-        script(&mut server)
-    });
+    let thread = std::thread::spawn(move || script(&mut Server::new(stream, min_block, structured, size)));
     let options = Options {
         meta_contexts: vec![BASE_ALLOCATION.into()],
         timeout: Duration::from_secs(2),
@@ -59,6 +55,13 @@ pub fn with_server<T: Send + 'static>(
 }
 
 impl Server {
+    /// Does the handshake; a server of simple replies expects to be asked for no meta context.
+    pub fn new(stream: UnixStream, min_block: u32, structured: bool, size: u64) -> Self {
+        let mut server = Self { stream, min_block, structured, size };
+        server.handshake();
+        server
+    }
+
     fn handshake(&mut self) {
         self.put(b"NBDMAGICIHAVEOPT\x00\x03");
         self.get(4);
