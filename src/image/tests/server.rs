@@ -217,3 +217,36 @@ fn a_storage_daemon_with_bitmap_and_discard() {
     });
     client.flush().unwrap();
 }
+
+#[test]
+fn a_bad_sector_is_an_error_and_not_the_end() {
+    if !have("a_bad_sector_is_an_error_and_not_the_end", &["qemu-storage-daemon", "setpriv"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, socket) = (dir.path().join("disk.raw"), dir.path().join("socket"));
+    let bytes = noise(8, 8 << 20);
+    std::fs::write(&disk, &bytes).unwrap();
+    let bad = format!(
+        r#"{{"driver":"blkdebug","node-name":"b","image":{{"driver":"file","filename":"{}"}},
+            "inject-error":[{{"event":"none","iotype":"read","errno":5,"sector":8193}}]}}"#,
+        text(&disk)
+    );
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "qemu-storage-daemon", "--blockdev", &bad])
+        .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", text(&socket))])
+        .args(["--export", "nbd,id=e,node-name=b,name=disk"])
+        .spawn()
+        .unwrap();
+    let _guard = Guard(child);
+    soon("qemu-storage-daemon must answer", || UnixStream::connect(&socket).is_ok());
+    let image = NbdImage::connect(&socket, "disk", "drive-scsi1").unwrap();
+    let mut buf = vec![0; 8 << 20];
+    let error = image.read_at(&mut buf, 0).unwrap_err();
+    assert_eq!((error.op, error.offset), ("read", 4 << 20), "{error}");
+    assert!(error.to_string().contains("Input/output error") || error.to_string().contains("I/O error"), "{error}");
+    image.read_at(&mut buf[..4 << 20], 0).unwrap();
+    assert!(buf[..4 << 20] == bytes[..4 << 20]);
+    let error = image.read_at(&mut buf[..512], 8193 * 512).unwrap_err();
+    assert_eq!(error.offset, 8193 * 512);
+}

@@ -12,13 +12,14 @@ use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Options;
 use crate::nbd::reader::{Arrival, Reader};
 use crate::nbd::reply::{self, Finished, SLOTS, Step, Table};
-use crate::nbd::wire::{Command, encode_request};
+use crate::nbd::wire::{Command, DONT_FRAGMENT, encode_request};
 use crate::nbd::{Export, NbdError};
 
 /// The bytes that go with a command.
@@ -44,6 +45,8 @@ pub(super) struct Connection {
     sender: Mutex<UnixStream>,
     /// For shutting down from outside of both locks.
     stream: UnixStream,
+    /// Reads ask for one piece; see [`Connection::allow_fragments`].
+    unfragmented: AtomicBool,
     timeout: Duration,
     write_timeout: Duration,
 }
@@ -95,6 +98,7 @@ impl Connection {
             free: Condvar::new(),
             sender: Mutex::new(clone()?),
             stream,
+            unfragmented: AtomicBool::new(export.can_df),
             timeout: options.timeout,
             write_timeout: options.write_timeout.max(options.timeout),
         })
@@ -133,6 +137,14 @@ impl Connection {
         self.wait(&[batch[0].0], None)
     }
 
+    /// From now on reads may be answered in several chunks; `false` when that was so already.
+    ///
+    /// Until then they may not, if the server can do so. Answering in chunks, QEMU asks for the block status before each
+    /// read, which we know already, and when a sector cannot be read it drops the connection instead of saying so.
+    pub(super) fn allow_fragments(&self) -> bool {
+        self.unfragmented.swap(false, Ordering::Relaxed)
+    }
+
     /// Closes the connection because of what the server said.
     pub(super) fn broken(&self, what: String) -> NbdError {
         self.kill(NbdError::Protocol(what))
@@ -165,10 +177,12 @@ impl Connection {
     }
 
     fn send(&self, command: Command, at: u64, batch: &[Request], data: &[u8]) -> Result<(), NbdError> {
+        let whole = command == Command::Read && self.unfragmented.load(Ordering::Relaxed);
+        let flags = if whole { DONT_FRAGMENT } else { 0 };
         let mut offset = at;
         let mut headers = Vec::with_capacity(batch.len());
         for (_, cookie, len) in batch {
-            headers.push(encode_request(command, *cookie, offset, *len));
+            headers.push(encode_request(command, flags, *cookie, offset, *len));
             offset += u64::from(*len);
         }
         let mut slices = Vec::with_capacity(2 * batch.len());
@@ -315,7 +329,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if self.lock().dead.is_none() {
             // A courtesy; a server copes with a client that just goes.
-            let goodbye = encode_request(Command::Disconnect, 0, 0, 0);
+            let goodbye = encode_request(Command::Disconnect, 0, 0, 0, 0);
             drop(self.stream.set_write_timeout(Some(Duration::from_secs(1))));
             drop(self.stream.write_all(&goodbye));
         }

@@ -243,3 +243,28 @@ fn reads_and_writes_against_a_server_that_does_one_thing_at_a_time() {
     drop(client);
     server.join().unwrap();
 }
+
+#[test]
+fn reads_ask_for_one_piece_until_the_server_cannot() {
+    let (client, server) = with_server(1, true, SIZE, |s| {
+        let r = s.request().unwrap();
+        assert_eq!(r.flags, 4);
+        s.chunk(r.cookie, true, 0x8001, &[0, 0, 0, 75, 0, 0]);
+        for _ in 0..2 {
+            let r = s.request().unwrap();
+            assert_eq!(r.flags, 0);
+            s.data(r.cookie, false, r.offset, 1);
+            s.data(r.cookie, true, r.offset + 1, r.len as usize - 1);
+        }
+        let r = s.request().unwrap();
+        assert_eq!((r.kind, r.flags), (1, 0));
+        s.simple(r.cookie, 0);
+    });
+    let client = client.unwrap();
+    let mut buf = vec![0; 100_000];
+    client.read_at(&mut buf, 5).unwrap();
+    assert_eq!(buf, content(5, 100_000));
+    client.read_at(&mut buf, 6).unwrap();
+    client.write_at(&buf, 7).unwrap();
+    server.join().unwrap();
+}
