@@ -1,6 +1,6 @@
 //! `qemu-nbd` as a child: makes a disk in one of QEMU's formats readable (or writable) over a private socket.
 //!
-//! The child never outlives its purpose: it is killed and reaped on drop; the kernel kills it when we are killed
+//! The child never outlives its purpose: it is ended and reaped on drop; the kernel kills it when we are killed
 //! (`setpriv --pdeathsig`); and it ends by itself with its last client. A thread of its own starts the child and stays until
 //! it is gone, because the death signal is tied to the thread that forked, not to the process.
 
@@ -16,6 +16,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::host::Host;
@@ -59,8 +61,11 @@ impl QemuNbd {
         let keeper = std::thread::Builder::new()
             .name("qemu-nbd keeper".into())
             .spawn(move || keep(command, &at, said, &started, &stopped))?;
-        let pid = start.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that starts qemu-nbd panicked")))?;
-        Ok(Self { directory: Some(directory), socket, pid, stop: Some(stop), keeper: Some(keeper) })
+        // Its drop waits for the keeper, also when the start failed.
+        let mut server = Self { directory: Some(directory), socket, pid: 0, stop: Some(stop), keeper: Some(keeper) };
+        server.pid =
+            start.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that starts qemu-nbd panicked")))?;
+        Ok(server)
     }
 
     /// The socket it listens on.
@@ -131,9 +136,26 @@ fn keep(
         // Nothing is ever sent; this ends when the sender is dropped.
         let _ended = stopped.recv();
     }
-    // Both fail only when the child is gone already.
-    drop(child.kill());
-    drop(child.wait());
+    end(&mut child);
+}
+
+/// Ends the child: politely first, because a disk that is open for writing wants to be closed (QEMU marks the bitmaps in
+/// it as broken otherwise). A child that even KILL does not end hangs in the kernel on its storage; we go on without it.
+fn end(child: &mut Child) {
+    for (signal, patience) in [(Signal::SIGTERM, Duration::from_secs(5)), (Signal::SIGKILL, Duration::from_secs(10))] {
+        // A child that was reaped has no number any more; it may belong to somebody else by now.
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        let _gone = kill(Pid::from_raw(child.id() as i32), signal);
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 /// Waits until somebody greets on the socket. A client that leaves before the handshake does not count for `qemu-nbd`.

@@ -39,6 +39,7 @@ const SEND_READ_ONLY: u16 = 1 << 1;
 const SEND_FLUSH: u16 = 1 << 2;
 const SEND_TRIM: u16 = 1 << 5;
 const SEND_WRITE_ZEROES: u16 = 1 << 6;
+const SEND_DF: u16 = 1 << 7;
 
 /// What the server said about the export.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Export {
     pub can_trim: bool,
     /// The export takes a request to write zeros.
     pub can_write_zeroes: bool,
+    /// Reads can be answered in one piece, on demand.
+    pub can_df: bool,
     /// Requests must start and end on multiples of this; a power of two, at most 64 KiB.
     pub min_block: u32,
     /// The longest payload of one request; a multiple of `min_block`.
@@ -160,6 +163,7 @@ fn go(
                     can_flush: flags & SEND_FLUSH != 0,
                     can_trim: flags & SEND_TRIM != 0,
                     can_write_zeroes: flags & SEND_WRITE_ZEROES != 0,
+                    can_df: flags & SEND_DF != 0 && structured,
                     min_block,
                     max_block,
                     structured,

@@ -109,12 +109,10 @@ impl Table {
         self.slots[slot].as_ref().is_none_or(|r| r.settled)
     }
 
-    /// A request that waits for an answer, and whether one of them may take long (all but reads and block status).
-    pub fn waiting(&self) -> Option<(usize, bool)> {
-        let open =
-            || self.slots.iter().enumerate().filter_map(|(i, r)| r.as_ref().filter(|r| !r.settled).map(|r| (i, r)));
-        let slow = open().any(|(_, r)| !matches!(r.command, Command::Read | Command::BlockStatus));
-        open().next().map(|(slot, _)| (slot, slow))
+    /// Whether a request is open that may take long: anything but a read or block status.
+    pub fn has_slow(&self) -> bool {
+        let quick = |command| matches!(command, Command::Read | Command::BlockStatus);
+        self.slots.iter().flatten().any(|r| !r.settled && !quick(r.command))
     }
 
     /// Frees `slot` and gives what was answered.

@@ -75,10 +75,15 @@ impl Command {
     }
 }
 
-/// The header of a request. No flag is ever set: zeros may become holes, and durability is asked for by a flush.
-pub fn encode_request(command: Command, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
+/// Flag of a read: answer in one chunk or with one error.
+pub const DONT_FRAGMENT: u16 = 1 << 2;
+
+/// The header of a request. Of the flags only [`DONT_FRAGMENT`] is ever used: zeros may become holes, and durability is
+/// asked for by a flush.
+pub fn encode_request(command: Command, flags: u16, cookie: u64, offset: u64, len: u32) -> [u8; REQUEST_LEN] {
     let mut out = [0; REQUEST_LEN];
     out[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+    out[4..6].copy_from_slice(&flags.to_be_bytes());
     out[6..8].copy_from_slice(&command.code().to_be_bytes());
     out[8..16].copy_from_slice(&cookie.to_be_bytes());
     out[16..24].copy_from_slice(&offset.to_be_bytes());

@@ -108,3 +108,47 @@ fn errors_name_the_path_and_the_place() {
     assert_eq!((error.offset, error.len), (6000, 3000));
     assert!(error.to_string().contains("the disk became shorter"), "{error}");
 }
+
+/// A loop device that goes whatever the test does.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("losetup").args(["-d", &self.0]).status());
+    }
+}
+
+#[test]
+fn a_block_device() {
+    if !have("a_block_device", &["losetup"]) {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let size = 4 << 20;
+    std::fs::write(file.path(), vec![0xff; size]).unwrap();
+    let attached = std::process::Command::new("losetup").args(["-f", "--show", text(file.path())]).output().unwrap();
+    if !attached.status.success() {
+        return println!("SKIPPED a_block_device: no loop device to be had (not root, or inside a container)");
+    }
+    let device = Loop(String::from_utf8(attached.stdout).unwrap().trim().to_owned());
+    let path = Path::new(&device.0);
+    let mut bytes = vec![0xff; size];
+    {
+        let target = RawTarget::open(path, "disk", false).unwrap();
+        assert_eq!(target.size(), size as u64);
+        assert!(RawTarget::open(path, "disk", false).is_err(), "a device in use is refused");
+        for (from, to) in [(0, 4096), (1 << 20, 3 << 20), (4000, 9001), ((4 << 20) - 3, 4 << 20)] {
+            bytes[from..to].fill(0);
+            target.write_zeroes(from as u64..to as u64).unwrap();
+        }
+        let part = noise(6, 70_001);
+        bytes[100_003..170_004].copy_from_slice(&part);
+        target.write_at(&part, 100_003).unwrap();
+        target.flush().unwrap();
+        assert!(target.write_at(&[0], size as u64).is_err());
+    }
+    let image = RawImage::open(path, "disk").unwrap();
+    assert!(read_all(&image) == bytes);
+    check_extents(&image, &bytes);
+    assert!(std::fs::read(file.path()).unwrap() == bytes);
+}

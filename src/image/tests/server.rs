@@ -1,5 +1,6 @@
 //! Real servers as processes: their life and death, many threads, bitmaps, discard.
 
+use std::io::BufRead;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::Arc;
@@ -88,6 +89,44 @@ fn nothing_is_left_of_a_server() {
     soon("qemu-nbd must end with its last client", || std::fs::read_to_string(&stat).is_ok_and(|s| s.contains(") Z ")));
 }
 
+/// Run as a process of its own by the next test, which kills it.
+#[test]
+#[ignore = "the other half of a_server_dies_with_us"]
+fn serves_until_killed() {
+    let Some(disk) = std::env::var_os("VZKEEP_TEST_DISK") else { return };
+    let server = QemuNbd::serve(&Host::from_env(), Path::new(&disk), "raw", false).unwrap();
+    let _target = NbdTarget::connect(server.socket(), "", "disk", true).unwrap();
+    println!("\npid {} {}", server.pid(), server.socket().display());
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn a_server_dies_with_us() {
+    if !have("a_server_dies_with_us", &["qemu-nbd", "setpriv"]) {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let us = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "image::tests::server::serves_until_killed", "--ignored", "--nocapture"])
+        .env("VZKEEP_TEST_DISK", file.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut us = Guard(us);
+    let lines = std::io::BufReader::new(us.0.stdout.take().unwrap()).lines();
+    let line = lines.map(Result::unwrap).find(|l| l.starts_with("pid ")).unwrap();
+    let words: Vec<&str> = line.split(' ').collect();
+    let pid = words[1].parse().unwrap();
+    assert!(alive(pid));
+    us.0.kill().unwrap();
+    us.0.wait().unwrap();
+    soon("qemu-nbd must die with the process that started it", || {
+        !alive(pid) || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.contains(") Z "))
+    });
+    std::fs::remove_dir_all(Path::new(words[2]).parent().unwrap()).unwrap();
+}
+
 #[test]
 fn a_server_killed_in_the_middle_is_noticed_at_once() {
     if !have("a_server_killed_in_the_middle_is_noticed_at_once", &["qemu-nbd", "setpriv"]) {
@@ -121,7 +160,7 @@ fn a_server_killed_in_the_middle_is_noticed_at_once() {
 #[test]
 fn a_storage_daemon_with_bitmap_and_discard() {
     const NAME: &str = "a_storage_daemon_with_bitmap_and_discard";
-    if !have(NAME, &["qemu-storage-daemon", "qemu-img", "qemu-io"]) {
+    if !have(NAME, &["qemu-storage-daemon", "qemu-img", "qemu-io", "setpriv"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -130,7 +169,8 @@ fn a_storage_daemon_with_bitmap_and_discard() {
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 0x11 0 4M", text(&disk)]);
     run("qemu-img", &["bitmap", "--add", "-f", "qcow2", text(&disk), "since"]);
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 0x22 1M 64k", text(&disk)]);
-    let child = Command::new("qemu-storage-daemon")
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "qemu-storage-daemon"])
         .args(["--blockdev", &format!("file,node-name=f,discard=unmap,filename={}", text(&disk))])
         .args(["--blockdev", "qcow2,node-name=q,file=f,discard=unmap"])
         .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", text(&socket))])
@@ -176,4 +216,37 @@ fn a_storage_daemon_with_bitmap_and_discard() {
         }
     });
     client.flush().unwrap();
+}
+
+#[test]
+fn a_bad_sector_is_an_error_and_not_the_end() {
+    if !have("a_bad_sector_is_an_error_and_not_the_end", &["qemu-storage-daemon", "setpriv"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, socket) = (dir.path().join("disk.raw"), dir.path().join("socket"));
+    let bytes = noise(8, 8 << 20);
+    std::fs::write(&disk, &bytes).unwrap();
+    let bad = format!(
+        r#"{{"driver":"blkdebug","node-name":"b","image":{{"driver":"file","filename":"{}"}},
+            "inject-error":[{{"event":"none","iotype":"read","errno":5,"sector":8193}}]}}"#,
+        text(&disk)
+    );
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "qemu-storage-daemon", "--blockdev", &bad])
+        .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", text(&socket))])
+        .args(["--export", "nbd,id=e,node-name=b,name=disk"])
+        .spawn()
+        .unwrap();
+    let _guard = Guard(child);
+    soon("qemu-storage-daemon must answer", || UnixStream::connect(&socket).is_ok());
+    let image = NbdImage::connect(&socket, "disk", "drive-scsi1").unwrap();
+    let mut buf = vec![0; 8 << 20];
+    let error = image.read_at(&mut buf, 0).unwrap_err();
+    assert_eq!((error.op, error.offset), ("read", 4 << 20), "{error}");
+    assert!(error.to_string().contains("Input/output error") || error.to_string().contains("I/O error"), "{error}");
+    image.read_at(&mut buf[..4 << 20], 0).unwrap();
+    assert!(buf[..4 << 20] == bytes[..4 << 20]);
+    let error = image.read_at(&mut buf[..512], 8193 * 512).unwrap_err();
+    assert_eq!(error.offset, 8193 * 512);
 }

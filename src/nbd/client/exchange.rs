@@ -12,13 +12,14 @@ use std::io::{self, IoSlice, Write};
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Options;
 use crate::nbd::reader::{Arrival, Reader};
 use crate::nbd::reply::{self, Finished, SLOTS, Step, Table};
-use crate::nbd::wire::{Command, encode_request};
+use crate::nbd::wire::{Command, DONT_FRAGMENT, encode_request};
 use crate::nbd::{Export, NbdError};
 
 /// The bytes that go with a command.
@@ -44,6 +45,8 @@ pub(super) struct Connection {
     sender: Mutex<UnixStream>,
     /// For shutting down from outside of both locks.
     stream: UnixStream,
+    /// Reads ask for one piece; see [`Connection::allow_fragments`].
+    unfragmented: AtomicBool,
     timeout: Duration,
     write_timeout: Duration,
 }
@@ -53,6 +56,8 @@ struct State {
     table: Table,
     /// Which condition variable the owner of each slot sleeps on.
     homes: [usize; SLOTS],
+    /// Whether somebody sleeps on that condition variable.
+    sleeping: [bool; SLOTS],
     /// `None` while a thread reads.
     reader: Option<Reader>,
     /// Data that comes next in the stream, for the owner of its slot to read.
@@ -82,6 +87,7 @@ impl Connection {
         let state = State {
             table: Table::new(export.structured, contexts),
             homes: [0; SLOTS],
+            sleeping: [false; SLOTS],
             reader: Some(Reader::new(clone()?)),
             payload: None,
             dead: None,
@@ -92,6 +98,7 @@ impl Connection {
             free: Condvar::new(),
             sender: Mutex::new(clone()?),
             stream,
+            unfragmented: AtomicBool::new(export.can_df),
             timeout: options.timeout,
             write_timeout: options.write_timeout.max(options.timeout),
         })
@@ -130,6 +137,14 @@ impl Connection {
         self.wait(&[batch[0].0], None)
     }
 
+    /// From now on reads may be answered in several chunks; `false` when that was so already.
+    ///
+    /// Until then they may not, if the server can do so. Answering in chunks, QEMU asks for the block status before each
+    /// read, which we know already, and when a sector cannot be read it drops the connection instead of saying so.
+    pub(super) fn allow_fragments(&self) -> bool {
+        self.unfragmented.swap(false, Ordering::Relaxed)
+    }
+
     /// Closes the connection because of what the server said.
     pub(super) fn broken(&self, what: String) -> NbdError {
         self.kill(NbdError::Protocol(what))
@@ -162,10 +177,12 @@ impl Connection {
     }
 
     fn send(&self, command: Command, at: u64, batch: &[Request], data: &[u8]) -> Result<(), NbdError> {
+        let whole = command == Command::Read && self.unfragmented.load(Ordering::Relaxed);
+        let flags = if whole { DONT_FRAGMENT } else { 0 };
         let mut offset = at;
         let mut headers = Vec::with_capacity(batch.len());
         for (_, cookie, len) in batch {
-            headers.push(encode_request(command, *cookie, offset, *len));
+            headers.push(encode_request(command, flags, *cookie, offset, *len));
             offset += u64::from(*len);
         }
         let mut slices = Vec::with_capacity(2 * batch.len());
@@ -192,7 +209,10 @@ impl Connection {
             }
             let my_turn = state.payload.as_ref().is_none_or(|p| batch.contains(&p.slot));
             let Some(reader) = state.reader.take_if(|_| my_turn) else {
-                state = self.wake[batch[0]].wait(state).unwrap_or_else(PoisonError::into_inner);
+                let home = batch[0];
+                state.sleeping[home] = true;
+                state = self.wake[home].wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping[home] = false;
                 continue;
             };
             let payload = state.payload.take();
@@ -255,9 +275,9 @@ impl Connection {
     fn silence(&self, idle: &mut Duration) -> Result<(), NbdError> {
         let state = self.lock();
         *idle += self.timeout;
-        match state.table.waiting() {
-            Some((_, true)) if *idle < self.write_timeout => Ok(()),
-            _ => Err(NbdError::Timeout(*idle)),
+        match state.table.has_slow() && *idle < self.write_timeout {
+            true => Ok(()),
+            false => Err(NbdError::Timeout(*idle)),
         }
     }
 
@@ -270,11 +290,11 @@ impl Connection {
     ) -> Result<Finished, NbdError> {
         let mut answers: Vec<Finished> = batch.iter().map(|slot| state.table.take(*slot)).collect();
         self.free.notify_all();
-        if state.reader.is_some()
-            && state.payload.is_none()
-            && let Some((next, _)) = state.table.waiting()
-        {
-            self.wake[state.homes[next]].notify_one();
+        // Somebody has to read on. Only a sleeper will do: a thread that still sends may be waiting for the server, and the
+        // server for us to read; it comes here by itself when it is done.
+        if state.reader.is_some() && state.payload.is_none() {
+            let next = (0..SLOTS).find(|slot| !state.table.is_settled(*slot) && state.sleeping[state.homes[*slot]]);
+            next.inspect(|slot| self.wake[state.homes[*slot]].notify_one());
         }
         drop(state);
         if let Some(error) = answers.iter_mut().find_map(|a| a.error.take()) {
@@ -309,7 +329,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if self.lock().dead.is_none() {
             // A courtesy; a server copes with a client that just goes.
-            let goodbye = encode_request(Command::Disconnect, 0, 0, 0);
+            let goodbye = encode_request(Command::Disconnect, 0, 0, 0, 0);
             drop(self.stream.set_write_timeout(Some(Duration::from_secs(1))));
             drop(self.stream.write_all(&goodbye));
         }

@@ -24,6 +24,8 @@ const MAX_PIECE: u64 = 1 << 20;
 const MAX_EMPTY_PIECE: u64 = 64 << 20;
 /// The longest range one block status request asks for.
 const MAX_STATUS_PIECE: u64 = 1 << 30;
+/// The protocol's number for it.
+const EOVERFLOW: u32 = 75;
 /// Where zeros come from when the server cannot write zeros by itself.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
@@ -233,7 +235,14 @@ impl Client {
     fn read_aligned(&self, buf: &mut [u8], offset: u64) -> Result<(), NbdError> {
         let len = buf.len() as u64;
         let piece = (len / 8).next_multiple_of(1 << 16).clamp(MIN_PIECE, MAX_PIECE).min(self.export.max_block.into());
-        self.connection.run(Command::Read, offset..offset + len, piece, Payload::Read(buf))
+        let range = offset..offset + len;
+        match self.connection.run(Command::Read, range.clone(), piece, Payload::Read(&mut *buf)) {
+            // The server's way to say that this is too much for one chunk.
+            Err(NbdError::Server { errno: EOVERFLOW, .. }) if self.connection.allow_fragments() => {
+                self.connection.run(Command::Read, range, piece, Payload::Read(buf))
+            }
+            result => result,
+        }
     }
 
     fn write_aligned(&self, buf: &[u8], offset: u64) -> Result<(), NbdError> {

@@ -1,9 +1,10 @@
 //! The client against servers that keep to the protocol, in all the freedom it gives them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::script::{SIZE, byte, content, with_server};
-use crate::nbd::{BASE_ALLOCATION, NbdError};
+use super::script::{SIZE, Server, byte, content, with_server};
+use crate::nbd::{BASE_ALLOCATION, Client, NbdError, Options};
 
 #[test]
 fn a_large_read_is_in_flight_at_once_and_answered_backwards() {
@@ -188,4 +189,82 @@ fn a_reply_without_a_request_does_not_hurt_a_goodbye() {
     let (client, server) = with_server(1, true, SIZE, |s| s.request());
     drop(client.unwrap());
     assert_eq!(server.join().unwrap(), None);
+}
+
+/// A flush takes as long as the device takes; a read that long means the server is gone.
+#[test]
+fn a_slow_flush_is_waited_for() {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let server = std::thread::spawn(move || {
+        let mut s = Server::new(theirs, 1, false, SIZE);
+        for _ in 0..2 {
+            let r = s.request().unwrap();
+            std::thread::sleep(Duration::from_millis(700));
+            s.simple(r.cookie, 0);
+        }
+    });
+    let (timeout, write_timeout) = (Duration::from_millis(200), Duration::from_secs(5));
+    let options = Options { meta_contexts: vec![], timeout, write_timeout };
+    let client = Client::from_stream(ours, "disk", &options).unwrap();
+    client.flush().unwrap();
+    let error = client.read_at(&mut [0; 512], 0).unwrap_err();
+    assert!(matches!(error, NbdError::Timeout(t) if t == timeout), "{error}");
+    server.join().unwrap();
+}
+
+/// One request at a time, like the simplest of servers: big reads and big writes side by side must not lock up.
+#[test]
+fn reads_and_writes_against_a_server_that_does_one_thing_at_a_time() {
+    let (client, server) = with_server(1, true, SIZE, |s| {
+        while let Some(r) = s.request() {
+            match r.kind {
+                0 => s.data(r.cookie, true, r.offset, r.len as usize),
+                _ => s.simple(r.cookie, 0),
+            }
+        }
+    });
+    let client = client.unwrap();
+    std::thread::scope(|scope| {
+        for t in 0..6u64 {
+            let client = &client;
+            scope.spawn(move || {
+                let mut buf = vec![0; 3_000_000];
+                for i in 0..4 {
+                    if t % 2 == 0 {
+                        client.read_at(&mut buf, i * 1000 + t).unwrap();
+                        assert!(buf == content(i * 1000 + t, 3_000_000));
+                    } else {
+                        client.write_at(&buf, i * 1000).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn reads_ask_for_one_piece_until_the_server_cannot() {
+    let (client, server) = with_server(1, true, SIZE, |s| {
+        let r = s.request().unwrap();
+        assert_eq!(r.flags, 4);
+        s.chunk(r.cookie, true, 0x8001, &[0, 0, 0, 75, 0, 0]);
+        for _ in 0..2 {
+            let r = s.request().unwrap();
+            assert_eq!(r.flags, 0);
+            s.data(r.cookie, false, r.offset, 1);
+            s.data(r.cookie, true, r.offset + 1, r.len as usize - 1);
+        }
+        let r = s.request().unwrap();
+        assert_eq!((r.kind, r.flags), (1, 0));
+        s.simple(r.cookie, 0);
+    });
+    let client = client.unwrap();
+    let mut buf = vec![0; 100_000];
+    client.read_at(&mut buf, 5).unwrap();
+    assert_eq!(buf, content(5, 100_000));
+    client.read_at(&mut buf, 6).unwrap();
+    client.write_at(&buf, 7).unwrap();
+    server.join().unwrap();
 }

@@ -22,6 +22,7 @@ pub struct Server {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub kind: u16,
+    pub flags: u16,
     pub cookie: u64,
     pub offset: u64,
     pub len: u32,
@@ -45,11 +46,7 @@ pub fn with_server<T: Send + 'static>(
     script: impl FnOnce(&mut Server) -> T + Send + 'static,
 ) -> (Result<Client, NbdError>, JoinHandle<T>) {
     let (ours, stream) = UnixStream::pair().unwrap();
-    let thread = std::thread::spawn(move || {
-        let mut server = Server { stream, min_block, structured, size };
-        server.handshake();
-        script(&mut server)
-    });
+    let thread = std::thread::spawn(move || script(&mut Server::new(stream, min_block, structured, size)));
     let options = Options {
         meta_contexts: vec![BASE_ALLOCATION.into()],
         timeout: Duration::from_secs(2),
@@ -59,6 +56,13 @@ pub fn with_server<T: Send + 'static>(
 }
 
 impl Server {
+    /// Does the handshake; a server of simple replies expects to be asked for no meta context.
+    pub fn new(stream: UnixStream, min_block: u32, structured: bool, size: u64) -> Self {
+        let mut server = Self { stream, min_block, structured, size };
+        server.handshake();
+        server
+    }
+
     fn handshake(&mut self) {
         self.put(b"NBDMAGICIHAVEOPT\x00\x03");
         self.get(4);
@@ -78,7 +82,8 @@ impl Server {
         assert_eq!((option, &data[..]), (7, &b"\0\0\0\x04disk\0\x01\0\x03"[..]));
         let mut info = vec![0, 0];
         info.extend(self.size.to_be_bytes());
-        info.extend([0, 0x65]); // flags, flush, trim, write zeroes
+        // Has flags, flush, trim, write zeroes; reads in one piece if chunks are spoken at all.
+        info.extend([0, if self.structured { 0xe5 } else { 0x65 }]);
         self.option_reply(7, 3, &info);
         let mut info = vec![0, 3];
         for n in [self.min_block, 4096, 32 << 20] {
@@ -116,13 +121,13 @@ impl Server {
         let mut head = [0; 28];
         self.stream.read_exact(&mut head).ok()?;
         assert_eq!(&head[..4], &[0x25, 0x60, 0x95, 0x13]);
-        assert_eq!(&head[4..6], &[0, 0], "no flags");
+        let flags = u16::from_be_bytes(head[4..6].try_into().unwrap());
         let kind = u16::from_be_bytes(head[6..8].try_into().unwrap());
         let len = u32::from_be_bytes(head[24..28].try_into().unwrap());
         let data = if kind == 1 { self.get(len as usize) } else { Vec::new() };
         let cookie = u64::from_be_bytes(head[8..16].try_into().unwrap());
         let offset = u64::from_be_bytes(head[16..24].try_into().unwrap());
-        (kind != 2).then_some(Request { kind, cookie, offset, len, data })
+        (kind != 2).then_some(Request { kind, flags, cookie, offset, len, data })
     }
 
     pub fn chunk(&mut self, cookie: u64, done: bool, kind: u16, body: &[u8]) {
