@@ -24,4 +24,3 @@ pub mod storage;
 #[cfg(test)]
 mod testdata;
 pub mod transfer;
-

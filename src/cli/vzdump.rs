@@ -73,13 +73,7 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
     ExitCode::from(if result.is_ok() { 0 } else { FAILED })
 }
 
-fn run_job(
-    host: &Host,
-    request: &VzdumpRequest,
-    upid: &str,
-    log: &LogSink,
-    cancel: &Cancel,
-) -> Result<(), String> {
+fn run_job(host: &Host, request: &VzdumpRequest, upid: &str, log: &LogSink, cancel: &Cancel) -> Result<(), String> {
     let text = match std::fs::read(host.path(VzdumpConf::PATH)) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),

@@ -106,7 +106,8 @@ impl FleecingVolumes {
                 let device = disk.device();
                 let fleecing = match self.iter().find(|(d, _)| *d == device) {
                     Some((_, volid)) => {
-                        let format = if volid.ends_with(FILE_FORMAT) { FleecingFormat::Qcow2 } else { FleecingFormat::Raw };
+                        let format =
+                            if volid.ends_with(FILE_FORMAT) { FleecingFormat::Qcow2 } else { FleecingFormat::Raw };
                         Fleecing::Image { path: volumes.path(volid)?, format }
                     }
                     None => Fleecing::Directory(dir.to_owned()),

@@ -57,7 +57,8 @@ impl Held {
         let record = match Record::open(host, vmid, command)? {
             Opened::Fresh(record) => record,
             Opened::Orphaned(mut orphan) => {
-                let who = orphan.owner.as_ref().map_or("a run".into(), |o| format!("{} (process {})", o.command, o.pid));
+                let who =
+                    orphan.owner.as_ref().map_or("a run".into(), |o| format!("{} (process {})", o.command, o.pid));
                 told(&format!("{who} was killed while it worked on VM {vmid}; undoing what it left"));
                 let report = undo(host, &mut orphan);
                 report.done.iter().chain(&report.failed).for_each(|line| told(line));

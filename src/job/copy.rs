@@ -40,12 +40,7 @@ struct Opened {
 
 impl GuestRun<'_> {
     /// Writes the archive. Returns its size in bytes, `None` when it went to standard output.
-    pub(super) fn archive(
-        &self,
-        vm: &Vm,
-        held: &mut Held,
-        stopped_at: Instant,
-    ) -> Result<Option<u64>, GuestError> {
+    pub(super) fn archive(&self, vm: &Vm, held: &mut Held, stopped_at: Instant) -> Result<Option<u64>, GuestError> {
         let log = &self.job.log;
         let target = self.name.as_ref().filter(|_| !self.job.options.stdout);
         let target = target.map(|name| name.path(&self.job.destination.dump_dir));
@@ -55,11 +50,8 @@ impl GuestRun<'_> {
         }
         let mut draft = target.map(|path| self.draft(path, held)).transpose()?;
         let uuid = Uuid::new_v4();
-        let opened = if self.running {
-            self.open_running(vm, held, stopped_at, uuid)?
-        } else {
-            self.open_stopped(vm, uuid)?
-        };
+        let opened =
+            if self.running { self.open_running(vm, held, stopped_at, uuid)? } else { self.open_stopped(vm, uuid)? };
         let mut result = self.copy(vm, &opened, uuid, draft.as_mut());
         if let Err(GuestError::Transfer(TransferError::Image(error))) = result {
             result = Err(explain(error, opened.session.as_ref()));
@@ -104,13 +96,7 @@ impl GuestRun<'_> {
 
     /// Fixes the disks of the guest at one instant, and lets it go on. In stop mode QEMU is started for that, and the guest waits
     /// in it until the instant is over.
-    fn open_running(
-        &self,
-        vm: &Vm,
-        held: &mut Held,
-        stopped_at: Instant,
-        uuid: Uuid,
-    ) -> Result<Opened, GuestError> {
+    fn open_running(&self, vm: &Vm, held: &mut Held, stopped_at: Instant, uuid: Uuid) -> Result<Opened, GuestError> {
         let (job, log) = (self.job, &self.job.log);
         if self.mode == Mode::Stop {
             log.info("starting kvm to execute backup task");
@@ -255,13 +241,7 @@ impl GuestRun<'_> {
         Ok(())
     }
 
-    fn copy(
-        &self,
-        vm: &Vm,
-        opened: &Opened,
-        uuid: Uuid,
-        draft: Option<&mut Draft>,
-    ) -> Result<(), GuestError> {
+    fn copy(&self, vm: &Vm, opened: &Opened, uuid: Uuid, draft: Option<&mut Draft>) -> Result<(), GuestError> {
         let (job, log) = (self.job, &self.job.log);
         let mut configs = vec![("qemu-server.conf".to_owned(), vm.config_blob())];
         let firewall = job.host.path(format!("/etc/pve/firewall/{}.fw", self.vmid));
@@ -323,7 +303,7 @@ fn draft_intent(draft: &Draft) -> Intent {
 
 /// A read through a session failed: was it the disk, or did the snapshot break because fleecing failed?
 fn explain(error: ImageError, session: Option<&Session>) -> GuestError {
-    let broken = session.and_then(|s| s.broken(&error.image, error.offset).ok().flatten());
+    let broken = session.and_then(|s| s.broken(&error.image, &error.source));
     match broken {
         Some(broken) => GuestError::SnapshotBroke(error.into(), broken.to_string()),
         None => GuestError::Transfer(error.into()),

@@ -79,13 +79,7 @@ pub(crate) struct Job<'a> {
 ///
 /// # Errors
 /// Why the job failed, as its last words.
-pub fn run(
-    host: &Host,
-    options: &VzdumpOptions,
-    upid: &str,
-    log: &LogSink,
-    cancel: &Cancel,
-) -> Result<(), JobError> {
+pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, cancel: &Cancel) -> Result<(), JobError> {
     refuse_unsupported(options)?;
     if let Some(dir) = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()) {
         return Err(JobError::TmpDir(dir.clone()));

@@ -48,7 +48,10 @@ impl Case {
     /// Something about the node or the run that a replay must bring about, beyond running guests and failing hooks.
     pub fn special(&self) -> Option<String> {
         let before = self.json["before"].as_object()?;
-        before.iter().find(|(key, _)| !["running", "hook_fails"].contains(&key.as_str())).map(|(k, v)| format!("{k}: {v}"))
+        before
+            .iter()
+            .find(|(key, _)| !["running", "hook_fails"].contains(&key.as_str()))
+            .map(|(k, v)| format!("{k}: {v}"))
     }
 
     /// A file of the recording, empty if there is none.

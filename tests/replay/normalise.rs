@@ -7,7 +7,10 @@ use regex::Regex;
 
 /// Lines that only one side prints, and why that is right.
 const EXCEPTIONS: &[(&str, &str)] = &[
-    (r"^INFO: starting kvm to execute backup task$", "a stopped guest's disks are read directly, no QEMU is started for it"),
+    (
+        r"^INFO: starting kvm to execute backup task$",
+        "a stopped guest's disks are read directly, no QEMU is started for it",
+    ),
     (r"^INFO: stopping kvm after backup task$", "as above"),
     (r"^INFO: starting backup via QMP command$", "as above: no QMP for a stopped guest"),
     (r"^INFO: started backup task 'UUID'$", "the task runs in vzkeep, not in QEMU"),

@@ -31,6 +31,7 @@ pub fn reason(name: &str) -> Option<&'static str> {
 }
 
 fn matches(pattern: &str, name: &str) -> bool {
-    let pattern = regex::escape(pattern).replace(r"\*", ".*").replace(r"\[", "[").replace(r"\]", "]").replace(r"\-", "-");
+    let pattern =
+        regex::escape(pattern).replace(r"\*", ".*").replace(r"\[", "[").replace(r"\]", "]").replace(r"\-", "-");
     regex::Regex::new(&format!("^{pattern}$")).expect("pattern").is_match(name)
 }
