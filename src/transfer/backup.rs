@@ -147,7 +147,7 @@ pub fn backup(
         Compression::Gzip { .. } => Some(Container::Gzip),
         Compression::None | Compression::Lzo => None,
     };
-    let (stop, counters) = (Stop::new(), Counters::default());
+    let (stop, counters) = (Stop::new(cancel), Counters::default());
     let shared = Shared {
         stop: &stop,
         disks: &disks,

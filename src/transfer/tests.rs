@@ -515,7 +515,7 @@ fn stdout_can_be_a_pipe() {
         let summary = backup(&job, output, &mut |_| {}, &Cancel::new()).unwrap();
         let bytes = collector.join().unwrap();
         assert_eq!(summary.written, bytes.len() as u64);
-        same(of_bytes(&bytes), &[data.clone()], true);
+        same(of_bytes(&bytes), std::slice::from_ref(&data), true);
     }
 }
 
