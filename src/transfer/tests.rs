@@ -354,6 +354,9 @@ fn errors_say_what_and_where() {
     assert_eq!(std::fs::read_dir(path.path()).unwrap().count(), 0);
 }
 
+/// About 100 ms on an idle machine; here it only has to tell a stop from a hang when everything is busy.
+const SOON: Duration = Duration::from_secs(3);
+
 #[test]
 fn a_wish_to_stop_ends_every_wait() {
     let data = disk(&[(1, 400)], 30 << 20);
@@ -375,7 +378,7 @@ fn a_wish_to_stop_ends_every_wait() {
             let result = backup(&job, Output::Fd(writer.into(), "stdout".into()), &mut |_| {}, &cancel);
             let took = asked.join().unwrap().elapsed();
             assert!(matches!(result, Err(TransferError::Cancelled)));
-            assert!(took < Duration::from_millis(400), "{compression:?}: {took:?}");
+            assert!(took < SOON, "{compression:?}: {took:?}");
         }
     }
 }
@@ -397,7 +400,7 @@ fn a_restore_from_a_silent_pipe_can_be_stopped() {
         Instant::now()
     });
     let result = restore(source, &BTreeMap::new(), None, &mut |_| {}, &cancel);
-    assert!(asked.join().unwrap().elapsed() < Duration::from_millis(400));
+    assert!(asked.join().unwrap().elapsed() < SOON);
     assert!(matches!(result, Err(TransferError::Cancelled)), "{result:?}");
     drop(feeder.join().unwrap());
 }
@@ -433,7 +436,8 @@ fn the_rate_limit_is_kept() {
     let (bytes, _) = to_vec(&job);
     let took = begin.elapsed().as_secs_f64();
     // The last piece need not be waited for.
-    assert!((0.70 * 0.95..0.75 * 1.3).contains(&took), "{took}");
+    // The upper bound leaves room for a busy machine.
+    assert!((0.70 * 0.95..3.0).contains(&took), "{took}");
     let begin = Instant::now();
     restore(of_bytes(&bytes), &BTreeMap::new(), Some(12 << 20), &mut |_| {}, &Cancel::new()).unwrap();
     assert!(begin.elapsed().as_secs_f64() > 0.1);
