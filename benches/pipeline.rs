@@ -79,7 +79,11 @@ impl Target for Raw {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), ImageError> {
-        self.file.write_all_at(buf, offset).map_err(|e| Self::failed("write", offset, buf.len() as u64, e))
+        let len = buf.len() as u64;
+        self.file.write_all_at(buf, offset).map_err(|e| Self::failed("write", offset, len, e))?;
+        // So that the flush at the end finds little to do; it reports what fails here.
+        vzkeep::host::sys::start_write_back(&self.file, offset, len).ok();
+        Ok(())
     }
 
     fn write_zeroes(&self, range: Range<u64>) -> Result<(), ImageError> {
