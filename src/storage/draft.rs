@@ -19,7 +19,9 @@ const WRITE_BACK: u64 = 32 << 20;
 /// A file being written that is not visible under its final name yet.
 #[derive(Debug)]
 pub struct Draft {
-    file: Option<Flock<File>>,
+    file: Option<File>,
+    /// None on a file system that knows no locks.
+    _lock: Option<Flock<File>>,
     path: PathBuf,
     final_path: PathBuf,
     written: u64,
@@ -82,12 +84,12 @@ impl Draft {
             if !meta.is_file() || meta.nlink() > 1 {
                 return Err(DraftError::InTheWay(path));
             }
-            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => file,
+            let lock = match Flock::lock(file.try_clone().map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => Some(lock),
                 Err((_, Errno::EWOULDBLOCK)) => return Err(DraftError::Busy(path)),
-                Err((_, e)) => {
-                    return Err(DraftError::Io { op: "locking", path, source: e.into() });
-                }
+                // No reason to do without backups.
+                Err((_, Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS)) => None,
+                Err((_, e)) => return Err(DraftError::Io { op: "locking", path, source: e.into() }),
             };
             // Between open and lock its last owner may have renamed or removed it: then this is another file.
             if !is_file_at(&meta, &path) {
@@ -96,6 +98,7 @@ impl Draft {
             file.set_len(0).map_err(failed)?;
             return Ok(Self {
                 file: Some(file),
+                _lock: lock,
                 path,
                 final_path: final_path.to_owned(),
                 written: 0,
@@ -166,7 +169,7 @@ impl Draft {
     }
 
     fn open_file(&self) -> io::Result<&File> {
-        self.file.as_deref().ok_or_else(|| io::Error::other("the draft is finished"))
+        self.file.as_ref().ok_or_else(|| io::Error::other("the draft is finished"))
     }
 
     /// Makes the file durable and gives it its final name, which must not exist.

@@ -1,6 +1,6 @@
 //! Backup: from images into an archive.
 //!
-//! Two readers per disk -> workers -> one writer, which puts the groups back in order. A wish to stop is honoured within
+//! Two readers per disk, which also encode -> workers that compress -> one writer, which puts the groups back in order. A wish to stop is honoured within
 //! about 100 ms, except during a read of the image, the compression of one group, and what [`super::output`] names.
 
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use super::TransferError;
 use super::limit::Limiter;
 use super::output::{Output, Sink};
 use super::plan::{Group, Plan};
+use super::slot::{RAW, Slot, encode};
 use super::stop::{Stop, StopOnPanic, lock};
-use super::worker::{RAW, Slot, encode};
 use crate::archive::Compression;
 use crate::archive::frame::{Container, Frame, IndexBuilder, Packer};
 use crate::archive::vma::{CLUSTER, Device, EXTENT_HEADER, Header, VmaError, encode_zero_extent};
@@ -103,6 +103,10 @@ struct Job {
     disk: usize,
     group: Group,
     slot: Slot,
+    /// Bytes of extents in the slot.
+    raw: usize,
+    /// Bytes of zeros left out of them.
+    zero: u64,
 }
 
 /// A group ready to be written.
@@ -148,7 +152,7 @@ pub fn backup(
         Compression::Gzip { .. } => Some(Container::Gzip),
         Compression::None | Compression::Lzo => None,
     };
-    let (stop, counters) = (Stop::new(), Counters::default());
+    let (stop, counters) = (Stop::new(cancel), Counters::default());
     let shared = Shared {
         stop: &stop,
         disks: &disks,
@@ -245,7 +249,7 @@ fn start<'scope, 'env>(
 type Pool = (Receiver<Slot>, Sender<Slot>);
 
 fn read(shared: &Shared, index: usize, pool: &Pool, jobs: &Sender<Job>) -> Result<(), TransferError> {
-    let Disk { disk, plan, .. } = &shared.disks[index];
+    let Disk { disk, id, plan } = &shared.disks[index];
     while let Some(mut slot) = shared.stop.recv(&pool.0) {
         let (sequence, group) = {
             let mut plan = lock(plan);
@@ -267,8 +271,10 @@ fn read(shared: &Shared, index: usize, pool: &Pool, jobs: &Sender<Job>) -> Resul
             }
             at += bytes;
         }
+        // Here and not in the worker: the data is still in this core's cache, and the workers are what takes longest.
+        let (raw, zero) = encode(&group, *id, &shared.uuid, &mut slot.raw);
         // Nobody listens only when the transfer was stopped.
-        if jobs.send(Job { sequence, disk: index, group, slot }).is_err() {
+        if jobs.send(Job { sequence, disk: index, group, slot, raw, zero }).is_err() {
             return Ok(());
         }
     }
@@ -295,9 +301,8 @@ fn read_run(shared: &Shared, image: &dyn Image, first: u64, buf: &mut [u8]) -> R
 
 fn work(shared: &Shared, jobs: &Receiver<Job>, ready: &Sender<(u64, Ready)>) -> Result<(), TransferError> {
     let mut packer = shared.container.map(Packer::new).transpose().map_err(|e| compress_error("archive", 0, e))?;
-    while let Some(Job { sequence, disk, group, mut slot }) = shared.stop.recv(jobs) {
+    while let Some(Job { sequence, disk, group, mut slot, raw, mut zero }) = shared.stop.recv(jobs) {
         let Disk { disk, id, .. } = &shared.disks[disk];
-        let (raw, mut zero) = encode(&group, *id, &shared.uuid, &mut slot.raw);
         let range = byte_range(&group, disk.image.size());
         if let Some(packer) = &mut packer {
             let packed = packer.pack(&slot.raw[..raw], &mut slot.packed);

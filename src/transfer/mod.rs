@@ -9,10 +9,10 @@ mod limit;
 mod output;
 mod plan;
 mod restore;
+mod slot;
 mod stop;
 #[cfg(test)]
 mod tests;
-mod worker;
 
 pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup};
 pub use error::TransferError;

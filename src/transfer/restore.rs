@@ -117,7 +117,7 @@ pub fn restore(
     let Source { name, header, input, stop: input_stop, .. } = source;
     check_targets(&name, &header, targets)?;
     let total = header.clusters() * CLUSTER as u64;
-    let stop = Stop::new();
+    let stop = Stop::new(cancel);
     let shared = Shared {
         stop: &stop,
         archive: &name,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 
 use super::TransferError;
+use crate::host::Cancel;
 
 /// Shared by all threads of a transfer.
 pub(super) struct Stop {
@@ -18,6 +19,7 @@ pub(super) struct Stop {
     alive: Mutex<Option<Sender<Infallible>>>,
     wake: Receiver<Infallible>,
     cause: Mutex<Option<TransferError>>,
+    cancel: Cancel,
 }
 
 /// Locks even when another thread panicked while holding it: the panic is reported elsewhere.
@@ -26,17 +28,19 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Stop {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(cancel: &Cancel) -> Self {
         let (alive, wake) = bounded(0);
-        Self { stopped: AtomicBool::new(false), alive: Mutex::new(Some(alive)), wake, cause: Mutex::new(None) }
+        let (stopped, cause) = (AtomicBool::new(false), Mutex::new(None));
+        Self { stopped, alive: Mutex::new(Some(alive)), wake, cause, cancel: cancel.clone() }
     }
 
     pub(super) fn is_set(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Ends all waits; the first cause is kept.
+    /// Ends all waits; the first cause is kept. What breaks after somebody asked to stop breaks because of that.
     pub(super) fn fail(&self, cause: TransferError) {
+        let cause = if self.cancel.is_set() { TransferError::Cancelled } else { cause };
         lock(&self.cause).get_or_insert(cause);
         self.stopped.store(true, Ordering::Relaxed);
         lock(&self.alive).take();

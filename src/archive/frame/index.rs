@@ -120,7 +120,10 @@ impl Index {
             return damaged("unknown layout");
         }
         let entries = &body[HEAD..];
-        if entries.is_empty() || entries.len() % ENTRY != 0 || le64(body, 32) != (entries.len() / ENTRY) as u64 {
+        if entries.is_empty()
+            || !entries.len().is_multiple_of(ENTRY)
+            || le64(body, 32) != (entries.len() / ENTRY) as u64
+        {
             return damaged("wrong count of frames");
         }
         let mut uuid = [0; 16];

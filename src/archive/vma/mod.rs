@@ -9,7 +9,7 @@ mod header;
 mod reader;
 mod seen;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use extent::{Cluster, Encoded, ExtentHead, Piece, encode_extent, encode_zero_extent};
 pub use header::Header;

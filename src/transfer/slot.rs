@@ -1,4 +1,4 @@
-//! What a worker does to one group: encode it as VMA extents in place, and compress them into one frame.
+//! The buffers a group travels in, and how it becomes VMA extents in place.
 
 use super::plan::Group;
 use crate::archive::vma::{
