@@ -1,5 +1,7 @@
 //! A run is killed at each of its steps; its guardian undoes what it did, at once, without anybody's help.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;

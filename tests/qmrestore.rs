@@ -1,6 +1,8 @@
 //! `qmrestore`, the program itself, on a small node with a stand-in for `pvesm`: what it says, what it leaves, and what
 //! it leaves when it is stopped or killed on the way.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;

@@ -29,6 +29,9 @@ const FREEZE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the monitor may be in use by somebody else.
 const QMP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Disks that QEMU does not have, by device, as they were at the instant.
+type Beside = Vec<(String, Arc<MemImage>)>;
+
 /// The disks at their instant, and what has to go when they were read.
 #[derive(Default)]
 struct Opened {
@@ -186,7 +189,7 @@ impl GuestRun<'_> {
         vm: &Vm,
         held: &mut Held,
         fleecing: &FleecingVolumes,
-    ) -> Result<(Option<Session>, Vec<(String, Arc<MemImage>)>), GuestError> {
+    ) -> Result<(Option<Session>, Beside), GuestError> {
         let job = self.job;
         let directory = fleecing::directory(job.host, job.options.tmpdir.as_deref())?;
         let specs = fleecing.specs(job.volumes, vm, &directory)?;
@@ -212,7 +215,7 @@ impl GuestRun<'_> {
     }
 
     /// The disks that QEMU does not have, read whole while the guest stands still: the TPM's state, a few MiB.
-    fn read_beside(&self, vm: &Vm) -> Result<Vec<(String, Arc<MemImage>)>, ImageError> {
+    fn read_beside(&self, vm: &Vm) -> Result<Beside, ImageError> {
         let beside = vm.disks.iter().filter(|d| !d.is_in_qemu());
         beside
             .map(|disk| {

@@ -48,7 +48,7 @@ impl ProgressLines {
         let read = now.read.saturating_sub(self.last.read);
         let written = data(now).saturating_sub(data(&self.last));
         let span = second.saturating_sub(self.last_second).max(1);
-        (self.last_second, self.last) = (second, now.clone());
+        (self.last_second, self.last) = (second, *now);
         progress_line(now.read, now.total, second, read, written, span)
     }
 }
