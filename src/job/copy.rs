@@ -115,6 +115,8 @@ impl GuestRun<'_> {
         if !vm.disks.is_empty() {
             job.check_interrupted()?;
             opened.fleecing = self.allocate_fleecing(vm, held)?;
+            // Our turn at the monitor comes before the freeze: a guest must not stand frozen while somebody else uses it.
+            drop(Qmp::connect_unless(&qmp_socket(job.host, vm.vmid), QMP_PATIENCE, job.cancel)?);
             let frozen = if self.mode == Mode::Stop { None } else { self.freeze(vm, held)? };
             log.info("starting backup via QMP command");
             let started = self.start_session(vm, held, &opened.fleecing);

@@ -1,6 +1,7 @@
 //! Runs that are killed, alone and together with the guardian that stands beside them.
 
 use super::{KEYS, SOON, VMID, copying, node, random};
+use crate::lab::run::Running;
 use crate::lab::{Guest, Node};
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -31,18 +32,28 @@ fn killed_at_ten_random_moments() -> Result<()> {
         let mode = MODES[round % 3];
         let most = if mode == "stop" { 2 * whole } else { whole };
         let after = most.mul_f64((random(&mut state) >> 11) as f64 / (1_u64 << 53) as f64);
-        round_of_kill(&node, mode, after).map_err(|error| error.context(format!("{mode}, killed after {after:?}")))?;
+        let wait = |_: &mut Running| Ok(std::thread::sleep(after));
+        round_of_kill(&node, mode, wait).map_err(|error| error.context(format!("{mode}, killed after {after:?}")))?;
     }
+    // The worst moment: the guest was told to shut down, and goes down after its run is gone.
+    round_of_kill(&node, "stop", |run| {
+        run.wait_for("stopping virtual guest", SOON)?;
+        Ok(std::thread::sleep(Duration::from_millis(60)))
+    })?;
+    let log = std::fs::read_to_string(node.path("/var/log/vzdump/qemu-100.log"))?;
+    ensure!(log.contains("INFO: the run was killed: started VM 100 again"), "{log}");
     println!("{}", node.backup_is_good(VMID, &KEYS)?);
     Ok(())
 }
 
-fn round_of_kill(node: &Node, mode: &str, after: Duration) -> Result<()> {
+fn round_of_kill(node: &Node, mode: &str, wait: impl FnOnce(&mut Running) -> Result<()>) -> Result<()> {
     let before = node.archives("backup", VMID)?.len();
     let watch = if mode == "stop" { None } else { Some(node.watch(VMID)?) };
     let words = ["100", "--storage", "backup", "--mode", mode, "--compress", "zstd", "--bwlimit", LIMIT];
     let mut run = node.spawn_vzdump(&words)?;
-    std::thread::sleep(after);
+    let begun = Instant::now();
+    wait(&mut run)?;
+    let after = begun.elapsed();
     let alive = run.is_running()?;
     let said = run.stdout_so_far()?;
     if alive {
@@ -74,7 +85,7 @@ fn round_of_kill(node: &Node, mode: &str, after: Duration) -> Result<()> {
 #[test]
 fn killed_together_with_its_guardian() -> Result<()> {
     let Some(node) = node("killed_together_with_its_guardian", |_| Ok(()), Guest::new(VMID))? else { return Ok(()) };
-    let end = |run: crate::lab::run::Running| -> Result<()> {
+    let end = |run: Running| -> Result<()> {
         let guardians = node.guardians()?;
         ensure!(guardians.len() == 1, "guardians: {guardians:?}");
         kill(Pid::from_raw(guardians[0]), Signal::SIGKILL)?;

@@ -34,9 +34,7 @@ fn node(test: &str, change: impl FnOnce(&Node) -> Result<()>, guest: Guest) -> R
         kib(960),
     );
     let node = Node::new()?.guest(guest)?;
-    let mut state = 0x9e37_79b9_7f4a_7c15;
-    let ballast: Vec<u8> = (0..kib(960)).map(|_| (random(&mut state) >> 32) as u8).collect();
-    std::fs::write(node.disk(VMID, "scsi1")?.0, ballast)?;
+    std::fs::write(node.disk(VMID, "scsi1")?.0, ballast(kib(960)))?;
     change(&node)?;
     let begun = Instant::now();
     node.start(VMID)?;
@@ -58,6 +56,12 @@ fn copying(node: &Node, words: &[&str]) -> Result<Running> {
 fn sentence(output: &Output) -> &str {
     let failed = output.stdout.lines().find(|line| line.contains("failed - "));
     failed.unwrap_or(output.stderr.trim())
+}
+
+/// Bytes that do not compress.
+fn ballast(bytes: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    (0..bytes).map(|_| (random(&mut state) >> 32) as u8).collect()
 }
 
 fn random(state: &mut u64) -> u64 {

@@ -103,7 +103,7 @@ fn hold(socket: &Path) -> Result<UnixStream> {
 fn busy_monitor(node: &Node) -> Result<()> {
     let held = hold(&node.qmp_socket(VMID))?;
     let mut run = node.spawn_vzdump(&["100", "--storage", "backup"])?;
-    run.wait_for("starting backup via QMP command", Duration::from_secs(30))?;
+    run.wait_for("creating vzdump archive", Duration::from_secs(30))?;
     std::thread::sleep(Duration::from_secs(2));
     assert!(run.is_running()? && !run.stdout_so_far()?.contains("started backup task"));
     drop(held);
@@ -116,6 +116,7 @@ fn busy_monitor(node: &Node) -> Result<()> {
     let mut run = node.spawn_vzdump(&["100", "--storage", "backup"])?;
     run.wait_for("failed - ", Duration::from_secs(100))?;
     println!("monitor busy: failed after {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     drop(held);
     let output = run.wait(Duration::from_secs(60))?;
     println!("monitor busy: {}", sentence(&output));

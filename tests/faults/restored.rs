@@ -1,6 +1,6 @@
 //! Restores that are killed, told to stop, or run out of space: of the new guest nothing is left.
 
-use super::{SOON, VMID};
+use super::{SOON, VMID, ballast};
 use crate::lab::run::Running;
 use crate::lab::{Format, Guest, Node, kib, mib};
 use anyhow::{Context, Result};
@@ -33,9 +33,9 @@ fn a_restore_killed_terminated_or_out_of_space() -> Result<()> {
     if !crate::lab::require("a_restore_killed_terminated_or_out_of_space", &["qemu-img", "qemu-nbd"]) {
         return Ok(());
     }
-    let guest = Guest::new(VMID).disk("scsi0", Format::Qcow2, mib(8)).disk("scsi1", Format::Raw, kib(960));
+    let guest = Guest::new(VMID).disk("scsi0", Format::Qcow2, mib(8)).disk("scsi1", Format::Raw, mib(4));
     let node = Node::new()?.guest(guest)?.small_storage("full", kib(640))?;
-    let noise: Vec<u8> = (0..kib(960)).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 37) as u8).collect();
+    let noise = ballast(mib(4));
     let image = node.disk(VMID, "scsi1")?.0;
     std::fs::write(&image, &noise)?;
     node.ok("vzdump", &["100", "--storage", "backup", "--compress", "zstd"])?;
