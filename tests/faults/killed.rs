@@ -32,13 +32,17 @@ fn killed_at_ten_random_moments() -> Result<()> {
         let mode = MODES[round % 3];
         let most = if mode == "stop" { 2 * whole } else { whole };
         let after = most.mul_f64((random(&mut state) >> 11) as f64 / (1_u64 << 53) as f64);
-        let wait = |_: &mut Running| Ok(std::thread::sleep(after));
+        let wait = |_: &mut Running| {
+            std::thread::sleep(after);
+            Ok(())
+        };
         round_of_kill(&node, mode, wait).map_err(|error| error.context(format!("{mode}, killed after {after:?}")))?;
     }
     // The worst moment: the guest was told to shut down, and goes down after its run is gone.
     round_of_kill(&node, "stop", |run| {
         run.wait_for("stopping virtual guest", SOON)?;
-        Ok(std::thread::sleep(Duration::from_millis(60)))
+        std::thread::sleep(Duration::from_millis(60));
+        Ok(())
     })?;
     let log = std::fs::read_to_string(node.path("/var/log/vzdump/qemu-100.log"))?;
     ensure!(log.contains("INFO: the run was killed: started VM 100 again"), "{log}");

@@ -62,6 +62,16 @@ fn a_record_without_open_intents_is_no_orphan() {
 }
 
 #[test]
+fn what_may_be_frozen_does_not_keep_the_next_run_out() {
+    let (_dir, host) = host();
+    let mut record = fresh(&host);
+    record.note(&Intent::Frozen).unwrap();
+    drop(record);
+    let Opened::Orphaned(orphan) = Record::open(&host, 100, "vzdump").unwrap() else { panic!("no orphan") };
+    assert_eq!(orphan.into_record("vzdump").unwrap().into_orphan().unwrap().intents, [Intent::Frozen]);
+}
+
+#[test]
 fn an_unresolved_orphan_does_not_become_a_record() {
     let (_dir, host) = host();
     let mut record = fresh(&host);
