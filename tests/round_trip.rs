@@ -102,16 +102,21 @@ fn assert_equal(node: &Node, vmid: u32) -> Result<()> {
     for disk in DISKS {
         let (restored, format) = node.disk(vmid, disk.key)?;
         ensure!(format == disk.format.name(), "{}: restored as {format}", disk.key);
-        if format == "raw" {
-            ensure!(restored.metadata()?.len() == disk.bytes, "{}: {} bytes", disk.key, restored.metadata()?.len());
-        }
-        // A size that is no multiple of a KiB is rounded up: no storage makes another volume.
-        let strict = if disk.bytes.is_multiple_of(1024) { "-s" } else { "" };
+        // A volume is made in KiB; a raw file is cut to the byte, qcow2 stays a little longer and reads as zeros there.
+        let bytes = if format == "raw" { disk.bytes } else { disk.bytes.next_multiple_of(1024) };
+        let size = virtual_size(node, &restored, &format)?;
+        ensure!(size == bytes, "{}: {size} bytes instead of {bytes}", disk.key);
         let (original, restored) = (original(node, disk), restored.display().to_string());
-        shell(node, &format!("qemu-img compare {strict} -f raw -F {format} {} {restored}", original.display()))
+        shell(node, &format!("qemu-img compare -f raw -F {format} {} {restored}", original.display()))
             .with_context(|| format!("{} differs", disk.key))?;
     }
     Ok(())
+}
+
+fn virtual_size(node: &Node, image: &Path, format: &str) -> Result<u64> {
+    let words = ["info", "--output=json", "-f", format, &image.display().to_string()];
+    let info: serde_json::Value = serde_json::from_str(&node.ok("qemu-img", &words)?.stdout)?;
+    info["virtual-size"].as_u64().context("no size")
 }
 
 fn size(path: &Path) -> Result<u64> {
@@ -130,8 +135,8 @@ fn awkward_disks_come_back_byte_for_byte() -> Result<()> {
         let (archive, _) = node.backup(100, words)?;
         node.assert_clean_on_disk(100);
         let backed_up = begun.elapsed();
-        // 64 GiB of nothing twice: if it were in the archive, this would be seen.
-        ensure!(size(&archive)? < mib(16), "{} has {} bytes", archive.display(), size(&archive)?);
+        // Twice 64 GiB of nothing: only the heads of their extents, 9 MiB each, are there.
+        ensure!(size(&archive)? < mib(36), "{} has {} bytes", archive.display(), size(&archive)?);
         let path = archive.display();
         let (mut vmids, plain) = (vec![200], node.path("/srv/plain.vma"));
         if !tool.is_empty() {
