@@ -1,8 +1,10 @@
 //! What recovery does on a real node, by the node's own commands and the monitor.
 
+use super::power::Power;
 use super::recover::{GuestActions, Step};
-use crate::host::Host;
+use crate::host::{Host, procfs};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Resumes, thaws and sweeps through the monitor; the lower rooms know how.
 pub trait Monitor: Send + Sync {
@@ -30,6 +32,28 @@ impl NodeActions<'_> {
     }
 }
 
+/// How long a guest that was asked to shut down may go on running without anybody waiting for it.
+const GOING_DOWN: Duration = Duration::from_secs(10);
+
+impl NodeActions<'_> {
+    /// Waits to see whether the running guest is on its way down: the run may have been killed after it told the guest to shut
+    /// down, and then the guest would go off later and stay so. As long as a `qm shutdown` of it runs, it is; returns whether
+    /// it went off.
+    fn goes_down(&self, vmid: u32) -> bool {
+        let power = Power::new(self.host, vmid);
+        let mut last_sign = Instant::now();
+        while power.is_running() {
+            if procfs::command_runs("qm", &["shutdown", &vmid.to_string()]) {
+                last_sign = Instant::now();
+            } else if last_sign.elapsed() > GOING_DOWN {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        true
+    }
+}
+
 impl GuestActions for NodeActions<'_> {
     fn resume(&self, vmid: u32) -> Step {
         self.monitor.resume(vmid)
@@ -45,7 +69,10 @@ impl GuestActions for NodeActions<'_> {
 
     fn start(&self, vmid: u32) -> Step {
         if self.status(vmid)? == "running" {
-            return self.monitor.resume(vmid);
+            match self.monitor.resume(vmid)? {
+                None if self.goes_down(vmid) => {}
+                done => return Ok(done),
+            }
         }
         // Our own `lock: backup` is still in the config and goes last, so that nobody else is let in before.
         output(self.host, "qm", &["start", &vmid.to_string(), "--skiplock"])?;

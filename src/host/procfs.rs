@@ -20,6 +20,22 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
 }
 
+/// Whether some process runs `program` (also as a script of an interpreter) with `words` right behind it.
+pub fn command_runs(program: &str, words: &[&str]) -> bool {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit)).any(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        is_command(&line, program, words)
+    })
+}
+
+fn is_command(line: &[u8], program: &str, words: &[&str]) -> bool {
+    let given: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+    given.windows(words.len() + 1).any(|w| {
+        w[0].rsplit('/').next() == Some(program) && w[1..].iter().zip(words).all(|(given, word)| given == word)
+    })
+}
+
 /// The program name in field 2 may hold blanks and brackets; what follows the last bracket is plain.
 fn parse_start_time(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
@@ -34,5 +50,14 @@ mod tests {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 1";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert!(start_time(std::process::id()).unwrap() > 0);
+    }
+
+    #[test]
+    fn a_command_is_known_by_its_words() {
+        let line = ["/usr/bin/perl", "-T", "/usr/sbin/qm", "shutdown", "100", "--skiplock", ""].join("\0");
+        assert!(is_command(line.as_bytes(), "qm", &["shutdown", "100"]));
+        assert!(!is_command(line.as_bytes(), "qm", &["shutdown", "10"]));
+        assert!(!is_command(line.as_bytes(), "m", &["shutdown", "100"]));
+        assert!(!is_command(b"", "qm", &["shutdown", "100"]));
     }
 }

@@ -133,7 +133,9 @@ impl GuestRun<'_> {
         self.running = self.power.is_running();
         let result = self.locked(&mut held);
         let report = held.release();
-        report.failed.iter().for_each(|line| job.log.error(line));
+        // With an archive that is complete, what could not be put back is a warning, and so in the task's state.
+        let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
+        report.failed.iter().for_each(tell);
         if result.is_err() {
             report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
         }
@@ -183,7 +185,7 @@ impl GuestRun<'_> {
         let size = self.archive(&vm, held, stopped_at)?;
         if let Some(size) = size {
             job.log.info(&format!("archive file size: {}", archive_size(size)));
-            self.dress(&vm)?;
+            self.dress(&vm, held)?;
         }
         self.hook("backup-end")?;
         Ok(())
