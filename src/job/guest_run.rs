@@ -146,7 +146,9 @@ impl GuestRun<'_> {
         self.running = self.qemu.is_some();
         let result = self.locked(&mut held);
         let report = held.release();
-        report.failed.iter().for_each(|line| job.log.warn(line));
+        // With an archive that is complete, what could not be put back is a warning, and so in the task's state.
+        let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
+        report.failed.iter().for_each(tell);
         if result.is_err() {
             report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
         }
@@ -196,7 +198,7 @@ impl GuestRun<'_> {
         }
         self.archive(&vm, held, stopped_at)?;
         if !job.options.stdout {
-            self.dress(&vm)?;
+            self.dress(&vm, held)?;
         }
         self.hook("backup-end")?;
         Ok(())

@@ -15,6 +15,7 @@ pub mod tasklog;
 pub mod upid;
 
 pub use destination::{Destination, DestinationError};
+pub use global_lock::{StopError, stop_running};
 
 use std::time::Duration;
 
@@ -95,7 +96,7 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
         };
         hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line))?;
     }
-    let destination = Destination::open(host, options, volumes.cfg())?;
+    let destination = Destination::open(host, options, &volumes)?;
     let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
     let _lock = GlobalLock::take(host, upid, patience, cancel, || {

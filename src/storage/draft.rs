@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
 
+use crate::host::files::sync_parent;
 use crate::host::sys;
 
 /// Bytes after which write-back is started for them.
@@ -190,13 +191,8 @@ impl Draft {
         })?;
         // From here on the name is the archive's: nothing is removed any more.
         self.file = None;
-        let dir = self.final_path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let synced = File::open(dir).and_then(|dir| dir.sync_all());
-        match synced {
-            // Some file systems (FUSE, CIFS) cannot sync a directory.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-            synced => synced.map_err(|source| DraftError::Io { op: "syncing", path: dir.to_owned(), source }),
-        }
+        let path = self.final_path.clone();
+        sync_parent(&path).map_err(|source| DraftError::Io { op: "syncing the directory of", path, source })
     }
 }
 
