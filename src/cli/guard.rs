@@ -13,7 +13,7 @@ use std::process::ExitCode;
 pub fn run(args: &[OsString], monitor: &dyn Monitor) -> ExitCode {
     let vmid = args.first().and_then(|a| a.to_str()).and_then(|a| a.parse().ok());
     let (Some(vmid), 1) = (vmid, args.len()) else {
-        eprintln!("vzkeep guard is started by vzdump itself, with the id of a guest");
+        super::complain("vzkeep guard is started by vzdump itself, with the id of a guest\n");
         return ExitCode::from(255);
     };
     let host = Host::from_env();

@@ -5,6 +5,7 @@ mod qmrestore;
 mod vzdump;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,19 +28,20 @@ pub fn run(argv: Vec<OsString>) -> ExitCode {
     }
     match word {
         "help" | "--help" | "-h" => {
-            print!("{}", USAGE);
+            say(USAGE);
             ExitCode::SUCCESS
         }
         "version" | "--version" | "-V" => {
-            println!("vzkeep {}", env!("CARGO_PKG_VERSION"));
+            say(&format!("vzkeep {}\n", env!("CARGO_PKG_VERSION")));
             ExitCode::SUCCESS
         }
         "" => {
-            eprint!("{}", USAGE);
+            complain(USAGE);
             ExitCode::from(FAILED)
         }
         other => {
-            eprintln!("vzkeep knows no command '{other}': use vzdump, qmrestore, man, completion, help or version");
+            let known = "vzdump, qmrestore, man, completion, help or version";
+            complain(&format!("vzkeep knows no command '{other}': use {known}\n"));
             ExitCode::from(FAILED)
         }
     }
@@ -72,11 +74,11 @@ fn about(args: &[OsString], text: impl Fn(&crate::schema::Command) -> String) ->
     let wanted = args.first().and_then(|word| word.to_str()).unwrap_or_default();
     match [&VZDUMP, &QMRESTORE].into_iter().find(|command| command.name == wanted) {
         Some(command) => {
-            print!("{}", text(command));
+            say(&text(command));
             ExitCode::SUCCESS
         }
         None => {
-            eprintln!("'{wanted}' is no command with options: use vzdump or qmrestore");
+            complain(&format!("'{wanted}' is no command with options: use vzdump or qmrestore\n"));
             ExitCode::from(FAILED)
         }
     }
@@ -86,9 +88,20 @@ fn about(args: &[OsString], text: impl Fn(&crate::schema::Command) -> String) ->
 fn words(args: &[OsString]) -> Result<Vec<String>, ExitCode> {
     let word = |arg: &OsString| {
         arg.clone().into_string().map_err(|raw| {
-            eprintln!("argument {raw:?} is not valid UTF-8");
+            complain(&format!("argument {raw:?} is not valid UTF-8\n"));
             ExitCode::from(FAILED)
         })
     };
     args.iter().map(word).collect()
+}
+
+/// Writes to standard output. A reader that went away is no reason to end in the middle of something, as `print!` does.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).unwrap_or_default();
+}
+
+/// The same for standard error.
+fn complain(text: &str) {
+    std::io::stderr().lock().write_all(text.as_bytes()).unwrap_or_default();
 }

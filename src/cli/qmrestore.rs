@@ -1,6 +1,6 @@
 //! `qmrestore <archive> <vmid>`: words, messages and exit codes as those of the node's own; the work is done in `restore`.
 
-use super::{FAILED, words};
+use super::{FAILED, complain, say, words};
 use crate::archive::Source;
 use crate::config::{Fresh, StorageCfg};
 use crate::guest::actions::{Monitor, NodeActions, output};
@@ -16,7 +16,7 @@ use crate::job::upid::Upid;
 use crate::restore::execute::{Data, ExecuteError, Tools, execute};
 use crate::restore::plan::{Device, Existing, Options, check_existing, plan};
 use crate::restore::volumes::NodeVolumes;
-use crate::schema::{self, Params, tables::QMRESTORE};
+use crate::schema::{self, RestoreOptions, tables::QMRESTORE};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,21 +35,21 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Err(code) => return code,
     };
     if words.first().is_some_and(|word| word == "help") {
-        print!("{}", schema::help(&QMRESTORE));
+        complain(&schema::help(&QMRESTORE));
         return ExitCode::SUCCESS;
     }
-    let params = match schema::parse(&QMRESTORE, &words) {
-        Ok(params) => params,
+    let given = match RestoreOptions::parse(&words) {
+        Ok(given) => given,
         Err(e) => {
-            eprint!("{e}");
+            complain(&e.to_string());
             return ExitCode::from(FAILED);
         }
     };
     let host = Host::from_env();
-    match Restore::new(&host, &params, &QemuMonitor::new(&host)).and_then(|mut restore| restore.run()) {
+    match Restore::new(&host, given, &QemuMonitor::new(&host)).and_then(|mut restore| restore.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("{e:#}");
+            complain(&format!("{e:#}\n"));
             ExitCode::from(if e.is::<NoArchive>() { NO_ARCHIVE } else { FAILED })
         }
     }
@@ -71,29 +71,22 @@ struct Restore<'a> {
     storages: StorageCfg,
     options: Options,
     archive: String,
-    /// KiB a second; 0 lifts every limit.
+    /// Bytes a second; 0 lifts every limit.
     bwlimit: Option<u64>,
     start: bool,
     cancel: Cancel,
 }
 
 impl<'a> Restore<'a> {
-    fn new(host: &'a Host, params: &Params, monitor: &'a dyn Monitor) -> Result<Self> {
-        let text = |name: &str| params.text(name).unwrap_or_default().to_owned();
-        for later in ["live-restore", "pool"] {
-            if params.has(later) && text(later) != "0" {
-                bail!("option '{later}' is not supported yet: leave it out");
-            }
-        }
+    fn new(host: &'a Host, given: RestoreOptions, monitor: &'a dyn Monitor) -> Result<Self> {
         let storages = read_or_empty(&host.path(StorageCfg::PATH))?;
         let datacenter = read_or_empty(&host.path("/etc/pve/datacenter.cfg"))?;
         let mac_prefix = datacenter.lines().find_map(|l| l.strip_prefix("mac_prefix:")).unwrap_or_default().trim();
-        let vmid = text("vmid");
         let options = Options {
-            vmid: vmid.parse().with_context(|| format!("'{vmid}' is no id of a guest"))?,
-            storage: params.text("storage").map(str::to_owned),
-            force: params.flag("force"),
-            unique: params.flag("unique"),
+            vmid: given.vmid.get(),
+            storage: given.storage,
+            force: given.force,
+            unique: given.unique,
             mac_prefix: mac_prefix.to_owned(),
         };
         Ok(Self {
@@ -101,9 +94,9 @@ impl<'a> Restore<'a> {
             actions: NodeActions { host, monitor },
             storages: StorageCfg::parse(&storages),
             options,
-            archive: text("archive"),
-            bwlimit: params.text("bwlimit").and_then(|l| l.parse().ok()),
-            start: params.flag("start"),
+            archive: given.archive,
+            bwlimit: given.bwlimit,
+            start: given.start,
             cancel: Cancel::new(),
         })
     }
@@ -115,8 +108,9 @@ impl<'a> Restore<'a> {
         let record = match Record::open(self.host, vmid, "qmrestore")? {
             Opened::Fresh(record) => record,
             Opened::Orphaned(mut orphan) => {
-                println!("an earlier run on VM {vmid} was killed; undoing what it left");
-                self.undo(&mut orphan, LockClaim::UnlessVzdumpRuns, &|line| println!("{line}"));
+                let line = |line: &str| say(&format!("{line}\n"));
+                line(&format!("an earlier run on VM {vmid} was killed; undoing what it left"));
+                self.undo(&mut orphan, LockClaim::UnlessVzdumpRuns, &line);
                 orphan.into_record("qmrestore")?
             }
         };
@@ -138,8 +132,11 @@ impl<'a> Restore<'a> {
             Ok(()) => Outcome::Ok,
             Err(e) => Outcome::Error(format!("{e:#}")),
         };
-        log.finish(&outcome).context("the task record is incomplete")?;
-        result
+        match (result, log.finish(&outcome)) {
+            (result, Ok(())) => result,
+            (Ok(()), Err(e)) => Err(e).context("the task record is incomplete"),
+            (Err(cause), Err(e)) => Err(anyhow!("{cause:#}; and the task record is incomplete: {e}")),
+        }
     }
 
     /// Restores with a guardian beside us, and undoes everything if it fails.
@@ -158,16 +155,18 @@ impl<'a> Restore<'a> {
             // The record stays, and with it the wish to remove them; the guest is there.
             Ok(_) => Ok(()),
             Err(cause) => {
-                let mut orphan = record.into_orphan()?;
-                self.undo(&mut orphan, LockClaim::Certain, &|line| log.line(Kind::Bare, line));
-                match orphan.clear() {
+                let undone = record.into_orphan().and_then(|mut orphan| {
+                    self.undo(&mut orphan, LockClaim::Certain, &|line| log.line(Kind::Bare, line));
+                    orphan.clear()
+                });
+                match undone {
                     Ok(()) => Err(cause),
                     Err(e) => Err(cause.context(e.to_string())),
                 }
             }
         };
-        if let Some(guard) = guard {
-            guard.done().context("the guardian process did not end well")?;
+        if let Some(Err(e)) = guard.map(Guard::done) {
+            log.warn(&format!("the guardian process did not end well: {e}"));
         }
         result?;
         if self.start {
@@ -208,7 +207,7 @@ impl<'a> Restore<'a> {
         let mut plan = plan(&header.configs, &devices, &self.options, &self.storages, self.host.node(), existing)?;
         plan.warnings.iter().for_each(|w| log.warn(w));
         let limits = plan.disks.iter().filter_map(|d| self.storages.get(&d.storage)?.bwlimit("restore"));
-        let kib = self.bwlimit.or_else(|| limits.min()).filter(|kib| *kib > 0);
+        let limit = self.bwlimit.or_else(|| Some(limits.min()?.saturating_mul(1024))).filter(|bytes| *bytes > 0);
         let volumes = NodeVolumes {
             host: self.host,
             image_dir: &|id: &str| self.storages.get(id).and_then(|s| s.content_dir("images")),
@@ -227,7 +226,7 @@ impl<'a> Restore<'a> {
                 None => log.line(Kind::Bare, line),
             },
         };
-        let data = Box::new(Archive { source, bwlimit: kib.map(|kib| kib.saturating_mul(1024)) });
+        let data = Box::new(Archive { source, bwlimit: limit });
         let left = execute(&mut plan, data, record, &mut tools).map_err(|e| match e {
             ExecuteError::Step(why) => anyhow!("unable to restore VM {} - {why}", self.options.vmid),
             other => anyhow::Error::new(other),

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::{FAILED, words};
+use super::{FAILED, complain, words};
 use crate::config::VzdumpConf;
 use crate::host::{Cancel, Host};
 use crate::job::{self, log::LogSink, log::Terminal, tasklog::Outcome, upid::Upid};
@@ -19,19 +19,30 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Err(code) => return code,
     };
     if args.first().is_some_and(|word| word == "help") {
-        eprint!("{}", schema::help(&tables::VZDUMP));
+        complain(&schema::help(&tables::VZDUMP));
         return ExitCode::SUCCESS;
     }
     let request = match VzdumpRequest::parse(&args) {
         Ok(request) => request,
         Err(error) => {
-            eprint!("{error}");
+            complain(&error.to_string());
             return ExitCode::from(FAILED);
         }
     };
     let host = Host::from_env();
     if request.params().text("node").is_some_and(|node| node != host.node() && node != "localhost") {
         return ExitCode::SUCCESS;
+    }
+    if request.params().flag("stop") {
+        if let Err(error) = job::stop_running(&host) {
+            complain(&format!("{error}\n"));
+            return ExitCode::from(FAILED);
+        }
+        // Without a selection that was all.
+        let selection = ["vmid", "all", "pool", "exclude"];
+        if !selection.iter().any(|name| request.params().has(name)) {
+            return ExitCode::SUCCESS;
+        }
     }
     backup(&host, &request)
 }
@@ -52,7 +63,7 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
     let (upid, log) = match started {
         Ok(started) => started,
         Err(error) => {
-            eprintln!("cannot start the task: {error}");
+            complain(&format!("cannot start the task: {error}\n"));
             return ExitCode::from(FAILED);
         }
     };
@@ -64,11 +75,11 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
     };
     match &outcome {
         Outcome::Ok => {}
-        Outcome::Warnings(count) => eprintln!("Task finished with {count} warning(s)!"),
-        Outcome::Error(error) => eprintln!("{error}"),
+        Outcome::Warnings(count) => complain(&format!("Task finished with {count} warning(s)!\n")),
+        Outcome::Error(error) => complain(&format!("{error}\n")),
     }
     if let Err(error) = log.finish(&outcome) {
-        eprintln!("the task's record is incomplete: {error}");
+        complain(&format!("the task's record is incomplete: {error}\n"));
     }
     ExitCode::from(if result.is_ok() { 0 } else { FAILED })
 }
@@ -80,7 +91,7 @@ fn run_job(host: &Host, request: &VzdumpRequest, upid: &str, log: &LogSink, canc
         Err(error) => return Err(format!("cannot read '{}': {error}", VzdumpConf::PATH)),
     };
     let conf = VzdumpConf::parse(&text);
-    conf.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    conf.warnings.iter().for_each(|warning| complain(&format!("{warning}\n")));
     let options = VzdumpOptions::merge(request, &conf.params).map_err(|e| e.to_string())?;
     job::run(host, &options, upid, log, cancel).map_err(|e| e.to_string())
 }

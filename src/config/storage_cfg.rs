@@ -135,12 +135,18 @@ impl Storage {
 
     /// The directory its files lie below (the node's path, without our root prefix); `None` for other storages.
     pub fn path(&self) -> Option<PathBuf> {
-        let mounted = || matches!(self.kind.as_str(), "nfs" | "cifs" | "cephfs" | "glusterfs");
         match self.get("path") {
-            Some(path) if matches!(self.kind.as_str(), "dir" | "btrfs") || mounted() => Some(PathBuf::from(path)),
-            None if mounted() => Some(PathBuf::from("/mnt/pve").join(&self.id)),
+            Some(path) if matches!(self.kind.as_str(), "dir" | "btrfs") || self.is_network() => {
+                Some(PathBuf::from(path))
+            }
+            None if self.is_network() => Some(PathBuf::from("/mnt/pve").join(&self.id)),
             _ => None,
         }
+    }
+
+    /// Whether it is a file system that the node mounts from elsewhere.
+    fn is_network(&self) -> bool {
+        matches!(self.kind.as_str(), "nfs" | "cifs" | "cephfs" | "glusterfs")
     }
 
     /// Whether images are plain files below `path` (not so on btrfs, where each is a subvolume).
@@ -209,6 +215,8 @@ impl Storage {
         match self.get("is_mountpoint") {
             Some(path) if path.starts_with('/') => Some(PathBuf::from(path)),
             Some(value) if parse_bool(value) == Some(true) => self.path(),
+            // Nobody but the node mounts it: without that, its directory is one on the node's own disk.
+            _ if self.is_network() => self.path(),
             _ => None,
         }
     }

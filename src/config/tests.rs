@@ -135,6 +135,7 @@ fn storage_cfg_oddities() {
     assert_eq!(cfg.warnings.len(), 2);
     let nfs = cfg.get("n").unwrap();
     assert_eq!(nfs.path().unwrap(), std::path::Path::new("/mnt/pve/n"));
+    assert_eq!(nfs.mount_point(), nfs.path(), "nobody but the node mounts it");
     assert_eq!((nfs.bwlimit("restore"), nfs.bwlimit("clone")), (Some(100), Some(7)));
     assert!(nfs.is_on_node("b") && !nfs.is_on_node("c"));
     let local = cfg.get("local").unwrap();

@@ -2,11 +2,12 @@
 //! node's own tools take for the same (`/var/lock/qemu-server/lock-<vmid>.conf`).
 
 use crate::host::Host;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use crate::host::files::{self, replace, sync_parent};
+use nix::fcntl::Flock;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long we wait for another tool that edits the config.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -108,31 +109,6 @@ pub fn is_placeholder(text: &str) -> bool {
     text.trim() == "lock: create"
 }
 
-/// Replaces a file whole: writes beside it, syncs, renames, syncs the directory.
-///
-/// # Errors
-/// When any of it fails; the old file is untouched then.
-pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    // The node's own tools use the same name, which is why its file system knows not to list it as a guest.
-    let beside = path.with_file_name(format!("{name}.tmp.{}", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&beside)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    })();
-    if let Err(e) = written {
-        return match std::fs::remove_file(&beside) {
-            Err(gone) if gone.kind() != io::ErrorKind::NotFound => {
-                Err(io::Error::new(e.kind(), format!("{e}; and '{}' could not be removed: {gone}", beside.display())))
-            }
-            _ => Err(e),
-        };
-    }
-    sync_parent(path)
-}
-
 /// Whether any guest's config on any node of the cluster names volume `volid`.
 ///
 /// # Errors
@@ -189,30 +165,12 @@ fn main_part(text: &str) -> impl Iterator<Item = &str> {
 
 fn file_lock(host: &Host, vmid: u32) -> io::Result<Flock<File>> {
     let path = host.path(format!("/var/lock/qemu-server/lock-{vmid}.conf"));
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
+    let failed = |why: &str| format!("can't lock file '{}' - {why}", path.display());
+    match files::lock(&path, PATIENCE) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => Err(io::Error::new(io::ErrorKind::TimedOut, failed("got timeout"))),
+        Err(e) => Err(io::Error::new(e.kind(), failed(&e.to_string()))),
     }
-    let give_up = Instant::now() + PATIENCE;
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((back, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < give_up => {
-                file = back;
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err((_, errno)) => {
-                return Err(io::Error::new(
-                    io::Error::from(errno).kind(),
-                    format!("can't lock file '{}': {errno}", path.display()),
-                ));
-            }
-        }
-    }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]

@@ -65,37 +65,39 @@ impl Held {
                 orphan.into_record(command)?
             }
         };
-        let guard = Guard::spawn(host, vmid).map_err(|source| HeldError::Guard { vmid, source })?;
+        let guard = match Guard::spawn(host, vmid) {
+            Ok(guard) => guard,
+            Err(source) => {
+                record.clear()?;
+                return Err(HeldError::Guard { vmid, source });
+            }
+        };
         let mut held = Self { host: host.clone(), vmid, record, guard };
         match held.lock() {
             Ok(()) => Ok(held),
             Err(e) => {
-                held.release();
+                held.release().failed.iter().for_each(|line| told(line));
                 Err(e)
             }
         }
     }
 
     fn lock(&mut self) -> Result<(), HeldError> {
-        let config = |vmid| move |source| HeldError::Config { vmid, source };
-        let text = conffile::read(&self.host, self.vmid).map_err(config(self.vmid))?.unwrap_or_default();
-        if let Some(other) = conffile::lock_of(&text) {
-            return Err(HeldError::Locked(other.to_owned()));
-        }
-        // Noted before it is set, and only after nobody else's was seen: recovery must not take away a foreign lock.
-        let intent = Intent::ConfigLock { lock: "backup".into() };
-        self.record.note(&intent)?;
-        let mut foreign = None;
+        // Noted before it is set, and only when nobody else's is there: recovery must not take away a foreign lock.
+        let (record, mut noted, mut foreign) = (&mut self.record, Ok(()), None);
         let edited = conffile::edit(&self.host, self.vmid, |text| {
             let text = text.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
             foreign = conffile::lock_of(&text).map(str::to_owned);
-            Ok(foreign.is_none().then(|| conffile::with_lock(&text, Some("backup"))))
+            if foreign.is_none() {
+                noted = record.note(&Intent::ConfigLock { lock: "backup".into() });
+            }
+            Ok((foreign.is_none() && noted.is_ok()).then(|| conffile::with_lock(&text, Some("backup"))))
         });
+        noted?;
         if let Some(other) = foreign {
-            self.record.done(&intent)?;
             return Err(HeldError::Locked(other));
         }
-        edited.map_err(config(self.vmid))
+        edited.map_err(|source| HeldError::Config { vmid: self.vmid, source })
     }
 
     /// Notes what is about to be done to the guest or on its behalf.

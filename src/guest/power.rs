@@ -3,6 +3,8 @@
 //! The state is read from the pid file and `/proc`, as `qm status` does, without the half second of Perl.
 //! Commands carry `--skiplock` because the guest's config holds our own `lock: backup`, as with the original.
 
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
@@ -102,7 +104,10 @@ impl Power {
     fn qm(&self, args: &[&str]) -> Result<(), PowerError> {
         let command = format!("qm {}", args.join(" "));
         let failed = |reason: String| PowerError::Command { command: command.clone(), reason };
-        let output = self.host.command("qm").args(args).output().map_err(|e| failed(e.to_string()))?;
+        let mut command = self.host.command("qm");
+        // Ctrl-C is for us: half a shutdown would leave the guest off, and nobody would know.
+        command.args(args).stdin(Stdio::null()).process_group(0);
+        let output = command.output().map_err(|e| failed(e.to_string()))?;
         if output.status.success() {
             return Ok(());
         }

@@ -4,9 +4,9 @@
 //! action and a `done` line after it was undone. Appending is one write; a torn last line belongs to an action that never
 //! began. The owner holds a lock on `<vmid>.lock` as long as it lives: whoever gets that lock knows the owner is gone.
 
+use crate::host::files::{self, sync_parent};
 use crate::host::{Host, procfs};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -401,17 +401,9 @@ fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {
     let path = dir.join(format!("{vmid}.json"));
     let lock_path = dir.join(format!("{vmid}.lock"));
     let err = |op: &'static str, path: &Path, source| RecordError::Io { vmid, op, path: path.to_owned(), source };
-    std::fs::create_dir_all(&dir).map_err(|e| err("create", &dir, e))?;
-    // The lock file stays: removing it would let two owners lock two different files of the same name.
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(|e| err("open", &lock_path, e))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(Held { vmid, path, _lock: lock }),
-        Err((_, Errno::EWOULDBLOCK)) => {
+    match files::lock(&lock_path, Duration::ZERO) {
+        Ok(Some(lock)) => Ok(Held { vmid, path, _lock: lock }),
+        Ok(None) => {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             let by = parse(&text)
                 .ok()
@@ -419,7 +411,7 @@ fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {
                 .map_or_else(|| "another run".to_owned(), |owner| format!("{} (process {})", owner.command, owner.pid));
             Err(RecordError::Busy { vmid, by })
         }
-        Err((_, errno)) => Err(err("lock", &lock_path, errno.into())),
+        Err(e) => Err(err("lock", &lock_path, e)),
     }
 }
 
@@ -435,6 +427,8 @@ fn parse(text: &str) -> io::Result<(Option<Owner>, Vec<Intent>)> {
             Ok(Line::Done(intent)) => intents.retain(|i| *i != intent),
             // A line that was torn before an earlier recovery went on behind it.
             Err(e) if e.is_eof() => {}
+            // The same, after a power failure: the file was long enough, its last bytes were not written yet.
+            Err(_) if line.contains('\0') => {}
             Err(e) => {
                 let text = format!("line {}: {e}: '{line}'", number + 1);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
@@ -449,8 +443,4 @@ fn remove(held: &Held) -> Result<(), RecordError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(held.err("remove", e)),
         _ => sync_parent(&held.path).map_err(|e| held.err("sync the directory of", e)),
     }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }

@@ -1,13 +1,18 @@
 //! What happens to an archive that is complete: notes, protection, and the older ones that retention lets go.
 
+use std::path::Path;
+
 use super::guest_run::{GuestError, GuestRun};
+use crate::guest::held::Held;
+use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
+use crate::host::files;
 use crate::schema::{Keep, notes};
 use crate::storage::{ArchiveName, Entry, GuestKind, Mark, list, plan_prune};
 
 impl GuestRun<'_> {
     /// Writes notes and protection, then removes what retention does not keep.
-    pub(super) fn dress(&self, vm: &Vm) -> Result<(), GuestError> {
+    pub(super) fn dress(&self, vm: &Vm, held: &mut Held) -> Result<(), GuestError> {
         let Some(name) = &self.name else { return Ok(()) };
         let (job, options, dir) = (self.job, self.job.options, &self.job.destination.dump_dir);
         if let Some(template) = &options.notes_template {
@@ -19,14 +24,15 @@ impl GuestRun<'_> {
                 vmid: self.vmid.to_string(),
             };
             // Notes are no reason to lose the backup.
-            match notes::render(template, &variables) {
-                Ok(text) => write(&name.notes(dir), text.as_bytes())?,
-                Err(reason) => job.log.warn(&format!("unable to add notes - {reason}")),
+            let written = notes::render(template, &variables).map_err(|reason| reason.to_string());
+            let written = written.and_then(|text| write(&name.notes(dir), &text, held).map_err(|e| e.to_string()));
+            if let Err(reason) = written {
+                job.log.warn(&format!("unable to add notes - {reason}"));
             }
         }
         if options.protected {
             job.log.info("marking backup as protected");
-            write(&name.protected(dir), b"")?;
+            write(&name.protected(dir), "", held)?;
         }
         let (keep, remove) = options.retention(job.destination.keep());
         if remove { self.prune(&keep, name) } else { Ok(()) }
@@ -34,7 +40,7 @@ impl GuestRun<'_> {
 
     fn prune(&self, keep: &Keep, fresh: &ArchiveName) -> Result<(), GuestError> {
         let (job, dir) = (self.job, &self.job.destination.dump_dir);
-        let failed = |what, path: &std::path::Path| {
+        let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| GuestError::File { what, path, source }
         };
@@ -55,12 +61,9 @@ impl GuestRun<'_> {
             };
             job.log.info(&format!("removing backup '{shown}'"));
             let archive = entry.name.path(dir);
-            std::fs::remove_file(&archive).map_err(failed("removing", &archive))?;
-            for companion in [entry.name.notes(dir), entry.name.log(dir)] {
-                match std::fs::remove_file(&companion) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(failed("removing", &companion)(e));
-                    }
+            for file in [archive, entry.name.notes(dir), entry.name.log(dir)] {
+                match std::fs::remove_file(&file) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("removing", &file)(e)),
                     _ => {}
                 }
             }
@@ -73,10 +76,14 @@ impl GuestRun<'_> {
     }
 }
 
-fn write(path: &std::path::Path, text: &[u8]) -> Result<(), GuestError> {
-    crate::guest::conffile::replace(path, text).map_err(|source| GuestError::File {
+/// Writes a small file of the archive's. What it is written as is noted: no later run would know to look for it.
+fn write(path: &Path, text: &str, held: &mut Held) -> Result<(), GuestError> {
+    let intent = Intent::File { path: files::beside(path), in_qemu: false };
+    held.note(&intent)?;
+    files::replace(path, text.as_bytes()).map_err(|source| GuestError::File {
         what: "writing",
         path: path.to_owned(),
         source,
-    })
+    })?;
+    Ok(held.done(&intent)?)
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Storage, StorageCfg, StorageError};
+use crate::config::{Storage, StorageError};
 use crate::host::Host;
 use crate::schema::{Keep, VzdumpOptions};
+use crate::storage::{VolumeError, Volumes};
 
 /// A job's destination.
 #[derive(Debug, Clone)]
@@ -28,7 +29,7 @@ pub enum DestinationError {
         id: String,
         /// Why.
         #[source]
-        source: StorageError,
+        source: VolumeError,
     },
     /// The storage is there but not for backups.
     #[error("could not get storage information for '{id}': {source}")]
@@ -73,7 +74,7 @@ impl Destination {
     ///
     /// # Errors
     /// When it does not exist or cannot hold backups.
-    pub fn open(host: &Host, options: &VzdumpOptions, storages: &StorageCfg) -> Result<Self, DestinationError> {
+    pub fn open(host: &Host, options: &VzdumpOptions, volumes: &Volumes) -> Result<Self, DestinationError> {
         if let Some(dir) = &options.dumpdir {
             let dir = absolute(dir);
             if !dir.is_dir() {
@@ -83,7 +84,8 @@ impl Destination {
         }
         let id = options.storage.clone().unwrap_or_else(|| "local".into());
         let unusable = |source| DestinationError::Unusable { id: id.clone(), source };
-        let storage = storages.usable(&id, host.node()).map_err(unusable)?;
+        // With the look at its mount: an archive beside an empty mount point fills the node's own disk, and is never found.
+        let storage = volumes.storage(&id).map_err(unusable)?;
         storage.check_backup_content().map_err(|source| DestinationError::Content { id: id.clone(), source })?;
         storage.prune_backups().map_err(|reason| DestinationError::Retention { id: id.clone(), reason })?;
         let kind = || DestinationError::Kind { id: id.clone(), kind: storage.kind.clone() };

@@ -15,6 +15,7 @@ pub mod tasklog;
 pub mod upid;
 
 pub use destination::{Destination, DestinationError};
+pub use global_lock::{StopError, stop_running};
 
 use std::time::Duration;
 
@@ -95,7 +96,7 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
         };
         hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line))?;
     }
-    let destination = Destination::open(host, options, volumes.cfg())?;
+    let destination = Destination::open(host, options, &volumes)?;
     let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
     let _lock = GlobalLock::take(host, upid, patience, cancel, || {
@@ -124,6 +125,9 @@ fn refuse_unsupported(options: &VzdumpOptions) -> Result<(), JobError> {
     if options.all || options.pool.is_some() || !options.exclude.is_empty() {
         return Err(JobError::Unsupported("--all, --exclude and --pool are not supported yet: name the guests"));
     }
+    if options.stop && options.vmids.is_empty() {
+        return Err(JobError::Unsupported("--stop is not supported yet: send TERM to the running job"));
+    }
     if options.stdout && options.vmids.len() > 1 {
         return Err(JobError::Unsupported("you can only backup a single VM with option --stdout"));
     }
@@ -147,7 +151,6 @@ impl Job<'_> {
         self.call_hook(&["job-start"], &self.hook_env(), true)?;
         let mut vmids = self.options.vmids.clone();
         vmids.sort_unstable();
-        vmids.dedup();
         let mut outcomes = Vec::new();
         for vmid in vmids {
             outcomes.push(guest_run::run(self, vmid));

@@ -2,14 +2,16 @@
 //! lately ended tasks) and `index` (ended ones).
 
 use super::upid::{TASKS, Upid};
-use crate::guest::conffile::replace;
 use crate::host::Host;
-use nix::fcntl::{Flock, FlockArg};
+use crate::host::files::{self, replace};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::time::Duration;
 
 /// How many ended tasks stay in `active`; the node's own tools keep as many.
 const KEPT_ENDED: usize = 25;
+/// How long another task may take to edit the list.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,8 +106,11 @@ impl TaskLog {
 /// Changes the list of active tasks while nobody else does.
 fn edit_active(host: &Host, edit: impl FnOnce(&mut Vec<String>)) -> io::Result<()> {
     let dir = host.path(TASKS);
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(".active.lock"))?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
+    let lock = dir.join(".active.lock");
+    let Some(_lock) = files::lock(&lock, PATIENCE)? else {
+        let why = format!("can't lock file '{}' - got timeout", lock.display());
+        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+    };
     let path = dir.join("active");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,

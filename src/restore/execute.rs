@@ -8,7 +8,7 @@ use crate::config::Fresh;
 use crate::guest::conffile;
 use crate::guest::record::{Intent, Record, RecordError};
 use crate::guest::recover::{GuestActions, free_unless_named};
-use crate::host::{Cancel, Host};
+use crate::host::{Cancel, Host, files};
 use crate::image::Target;
 use std::collections::BTreeMap;
 use std::io;
@@ -205,7 +205,7 @@ fn commit(
             record.note(&Intent::NewFirewall)?;
         }
         let path = tools.host.path(conffile::firewall_path(vmid));
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| conffile::replace(&path, rules)).map_err(
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::replace(&path, rules)).map_err(
             |e| ExecuteError::Step(format!("writing '{}' failed: {e}", conffile::firewall_path(vmid).display())),
         )?;
     }

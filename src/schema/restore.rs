@@ -15,10 +15,8 @@ pub struct RestoreOptions {
     pub force: bool,
     /// New MAC addresses and machine ids.
     pub unique: bool,
-    /// Limit in bytes a second; `None` is no limit.
+    /// Limit in bytes a second; zero lifts those of the storages.
     pub bwlimit: Option<u64>,
-    /// The pool the guest is added to.
-    pub pool: Option<String>,
     /// Start the guest afterwards.
     pub start: bool,
 }
@@ -45,16 +43,16 @@ impl RestoreOptions {
 
     fn from_params(params: &Params) -> Result<Self, String> {
         let text = |name: &str| params.text(name).map(str::to_owned);
-        // KiB/s, fractions allowed; zero means no limit.
-        let bwlimit = params.text("bwlimit").and_then(|kib| kib.parse::<f64>().ok()).map(|kib| (kib * 1024.0) as u64);
+        // KiB/s, fractions allowed; a fraction of a byte is still a limit.
+        let bwlimit =
+            params.text("bwlimit").and_then(|kib| kib.parse::<f64>().ok()).map(|kib| (kib * 1024.0).ceil() as u64);
         Ok(Self {
             archive: text("archive").unwrap_or_default(),
             vmid: params.text("vmid").unwrap_or_default().parse().map_err(|e| format!("invalid format - {e}\n"))?,
             storage: text("storage"),
             force: params.flag("force"),
             unique: params.flag("unique"),
-            bwlimit: bwlimit.filter(|limit| *limit > 0),
-            pool: text("pool"),
+            bwlimit,
             start: params.flag("start"),
         })
     }

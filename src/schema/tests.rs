@@ -130,6 +130,8 @@ fn qmrestore_options() {
         RestoreOptions::parse(&args(&["-", "300", "--storage", "local", "--unique", "--bwlimit", "1.5"])).unwrap();
     assert_eq!((given.archive.as_str(), given.vmid.get(), given.bwlimit), ("-", 300, Some(1536)));
     assert!(given.unique && !given.force);
+    let limit = |kib: &str| RestoreOptions::parse(&args(&["-", "300", "--bwlimit", kib])).unwrap().bwlimit;
+    assert_eq!((limit("0"), limit("0.0001")), (Some(0), Some(1)), "no limit is not a tiny one");
     let error = |line: &[&str]| RestoreOptions::parse(&args(line)).unwrap_err().to_string();
     assert_eq!(error(&["x"]), "400 not enough arguments\nqmrestore <archive> <vmid> [OPTIONS]\n");
     assert_eq!(error(&["x", "300", "y"]), "400 too many arguments\nqmrestore <archive> <vmid> [OPTIONS]\n");

@@ -62,14 +62,14 @@ impl Node {
         ensure!(output.code == 0, "exit {}: {}{}", output.code, output.stdout, output.stderr);
         self.unharmed(vmid)?;
         let archive = self.archives("backup", vmid)?.pop().context("no archive")?;
-        self.restore(&archive, keys)
+        self.verify_restore(&archive, keys)
     }
 
     /// Restores an archive to a guest that is never started, checks its disks `keys`, and removes it.
     ///
     /// # Errors
     /// When it cannot be restored or its disks were never so at one instant.
-    pub fn restore(&self, archive: &Path, keys: &[&str]) -> Result<checker::Verdict> {
+    pub fn verify_restore(&self, archive: &Path, keys: &[&str]) -> Result<checker::Verdict> {
         let id = RESTORED.to_string();
         let archive = self.inner(archive).display().to_string();
         self.ok("qmrestore", &[&archive, &id, "--storage", "local", "--force"])?;

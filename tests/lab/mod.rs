@@ -20,7 +20,9 @@ pub mod record;
 pub mod run;
 pub mod serial;
 pub mod stand_in;
+pub mod trip;
 
 pub use guest::{Format, Guest, gib, kib, mib};
 pub use node::Node;
 pub use programs::require;
+pub use trip::Dice;

@@ -1,0 +1,128 @@
+//! Files that must be the old ones or the new ones whatever happens: replacing them whole, syncing their directory, and
+//! locks on files that other programs take, too.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::procfs;
+
+/// Replaces a file whole: writes [`beside`] it, syncs, renames, syncs the directory. What a killed process left of its own
+/// attempt is removed.
+///
+/// # Errors
+/// When any of it fails; the old file is untouched then.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    remove_stale(path);
+    let beside = beside(path);
+    let written = (|| {
+        let mut file = File::create(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    })();
+    if let Err(e) = written {
+        return match std::fs::remove_file(&beside) {
+            Err(gone) if gone.kind() != io::ErrorKind::NotFound => {
+                Err(io::Error::new(e.kind(), format!("{e}; and '{}' could not be removed: {gone}", beside.display())))
+            }
+            _ => Err(e),
+        };
+    }
+    sync_parent(path)
+}
+
+/// Where this process writes what becomes `path`. The node's own tools use the same name, which is why its file system knows
+/// not to list it as a guest.
+pub fn beside(path: &Path) -> PathBuf {
+    path.with_file_name(format!("{}{}", beside_prefix(path), std::process::id()))
+}
+
+fn beside_prefix(path: &Path) -> String {
+    format!("{}.tmp.", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Removes what processes that are gone wrote beside `path`. Only tidiness: what stays does no harm.
+fn remove_stale(path: &Path) {
+    let (Some(dir), prefix) = (path.parent(), beside_prefix(path)) else { return };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix(&prefix)).and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| procfs::start_time(pid).is_err()) {
+            std::fs::remove_file(entry.path()).unwrap_or_default();
+        }
+    }
+}
+
+/// Makes the name of `path` durable.
+///
+/// # Errors
+/// When its directory cannot be synced.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(dir).and_then(|dir| dir.sync_all()) {
+        // Some file systems (FUSE, CIFS) cannot sync a directory.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Takes the lock (flock) on the file at `path`, which is made if it does not exist and stays for good: removing it would
+/// let two processes lock two different files of the same name. `None` when somebody else has it for longer than `patience`.
+///
+/// # Errors
+/// When the file cannot be made or locked at all.
+pub fn lock(path: &Path, patience: Duration) -> io::Result<Option<Flock<File>>> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let give_up = Instant::now() + patience;
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() >= give_up => return Ok(None),
+            Err((back, Errno::EWOULDBLOCK)) => {
+                file = back;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err((_, errno)) => return Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_what_dead_processes_left_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("100.conf");
+        // No process has this number: the kernel's highest is 4194304.
+        for left in ["100.conf.tmp.4294967", "100.conf.tmp.1", "100.conf.tmp.x", "1100.conf.tmp.4294967"] {
+            std::fs::write(dir.path().join(left), "half").unwrap();
+        }
+        replace(&path, b"cores: 1\n").unwrap();
+        replace(&path, b"cores: 2\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"cores: 2\n");
+        let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        // Process 1 lives, and may be writing.
+        assert_eq!(names, ["100.conf", "100.conf.tmp.1", "100.conf.tmp.x", "1100.conf.tmp.4294967"]);
+    }
+
+    #[test]
+    fn a_lock_is_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/lock");
+        let held = lock(&path, Duration::ZERO).unwrap();
+        assert!(held.is_some() && lock(&path, Duration::from_millis(30)).unwrap().is_none());
+        drop(held);
+        assert!(lock(&path, Duration::ZERO).unwrap().is_some());
+    }
+}
