@@ -1,8 +1,10 @@
 //! What recovery does on a real node, by the node's own commands and the monitor.
 
+use super::power::Power;
 use super::recover::{GuestActions, Step};
 use crate::host::Host;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Resumes, thaws and sweeps through the monitor; the lower rooms know how.
 pub trait Monitor: Send + Sync {
@@ -30,6 +32,24 @@ impl NodeActions<'_> {
     }
 }
 
+/// How long a guest that was told to shut down may take to do so, when the run that told it is gone.
+const LEAVING: Duration = Duration::from_secs(180);
+
+impl NodeActions<'_> {
+    /// Waits until the QEMU process `leaving` of a guest is gone. False when it stays: not every guest obeys.
+    fn leaves(&self, vmid: u32, leaving: Option<u32>) -> bool {
+        let power = Power::new(self.host, vmid);
+        let give_up = Instant::now() + LEAVING;
+        while power.pid().is_some() && power.pid() == leaving {
+            if Instant::now() > give_up {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        power.pid().is_none()
+    }
+}
+
 impl GuestActions for NodeActions<'_> {
     fn resume(&self, vmid: u32) -> Step {
         self.monitor.resume(vmid)
@@ -43,9 +63,14 @@ impl GuestActions for NodeActions<'_> {
         self.monitor.sweep(vmid, qmp)
     }
 
-    fn start(&self, vmid: u32) -> Step {
+    fn start(&self, vmid: u32, leaving: Option<u32>) -> Step {
         if self.status(vmid)? == "running" {
-            return self.monitor.resume(vmid);
+            if let Some(line) = self.monitor.resume(vmid)? {
+                return Ok(Some(line));
+            }
+            if leaving.is_none() || !self.leaves(vmid, leaving) {
+                return Ok(None);
+            }
         }
         // Our own `lock: backup` is still in the config and goes last, so that nobody else is let in before.
         output(self.host, "qm", &["start", &vmid.to_string(), "--skiplock"])?;

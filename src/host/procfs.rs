@@ -20,6 +20,21 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
 }
 
+/// Whether the process `pid` that started at `start` still works. One that was killed does not from the moment on at which
+/// the kernel begins to take it apart, though it is listed until its parent has asked how it ended.
+pub fn is_alive(pid: u32, start: u64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parse_start_time(&stat) == Some(start) && !is_exiting(&stat)
+}
+
+/// The state (field 3) of a zombie, or the flag (field 9) of a process on its way there.
+fn is_exiting(stat: &str) -> bool {
+    const PF_EXITING: u64 = 4;
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok());
+    matches!(fields.first(), Some(&("Z" | "X"))) || flags.is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
 /// The program name in field 2 may hold blanks and brackets; what follows the last bracket is plain.
 fn parse_start_time(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
@@ -34,5 +49,19 @@ mod tests {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 1";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert!(start_time(std::process::id()).unwrap() > 0);
+    }
+
+    #[test]
+    fn a_killed_process_is_dead_before_anybody_asked() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let start = start_time(child.id()).unwrap();
+        assert!(is_alive(child.id(), start) && !is_alive(child.id(), start + 1));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while is_alive(child.id(), start) {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        assert_eq!(start_time(child.id()).unwrap(), start);
+        child.wait().unwrap();
     }
 }

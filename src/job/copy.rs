@@ -17,7 +17,7 @@ use crate::guest::monitor::{agent_socket, qmp_socket, resume};
 use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
 use crate::image::{ImageError, MemImage, open_image};
-use crate::qemu::{Agent, FsFreeze, Qmp, Session, SessionSpec};
+use crate::qemu::{Agent, FsFreeze, QemuError, Qmp, Session, SessionSpec};
 use crate::schema::Mode;
 use crate::schema::size::archive_size;
 use crate::storage::Draft;
@@ -55,8 +55,14 @@ impl GuestRun<'_> {
         let mut draft = target.map(|path| self.draft(path, held)).transpose()?;
         let uuid = Uuid::new_v4();
         let opened =
-            if self.running { self.open_running(vm, held, stopped_at, uuid)? } else { self.open_stopped(vm, uuid)? };
-        let mut result = self.copy(vm, &opened, uuid, draft.as_mut());
+            if self.running { self.open_running(vm, held, stopped_at, uuid) } else { self.open_stopped(vm, uuid) };
+        let (opened, mut result) = match opened {
+            Ok(opened) => {
+                let result = self.copy(vm, &opened, uuid, draft.as_mut());
+                (opened, result)
+            }
+            Err(error) => (Opened::default(), Err(error)),
+        };
         if let Err(GuestError::Transfer(TransferError::Image(error))) = result {
             result = Err(explain(error, opened.session.as_ref()));
         }
@@ -190,11 +196,15 @@ impl GuestRun<'_> {
         };
         log.info("issuing guest-agent 'fs-freeze' command");
         held.note(&Intent::Frozen)?;
-        match agent.freeze(FREEZE_PATIENCE) {
+        match agent.freeze(AGENT_PATIENCE, FREEZE_PATIENCE) {
             Ok(frozen) => Ok(Some(frozen)),
             // The original goes on with a backup that is consistent as after a power failure.
             Err(e) => {
                 log.warn(&format!("{e}; going on without frozen file systems"));
+                // Whoever lets the guest go tries again to thaw, if there is anything to thaw.
+                if !matches!(e, QemuError::StillFrozen { .. }) {
+                    held.done(&Intent::Frozen)?;
+                }
                 Ok(None)
             }
         }
@@ -253,7 +263,7 @@ impl GuestRun<'_> {
         let mut qmp = Qmp::connect_unless(&qmp_socket(self.job.host, self.vmid.get()), QMP_PATIENCE, self.job.cancel)?;
         resume(&mut qmp)?;
         drop(qmp);
-        held.done(if self.mode == Mode::Stop { &Intent::ShutDown } else { &Intent::Paused })?;
+        held.done(&if self.mode == Mode::Stop { self.shut_down() } else { Intent::Paused })?;
         // The original counts whole seconds and never less than one.
         let seconds = stopped_at.elapsed().as_secs().max(1);
         self.job.log.info(&format!("resuming VM again after {seconds} seconds"));

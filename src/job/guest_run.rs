@@ -54,7 +54,7 @@ pub(super) enum GuestError {
     #[error(transparent)]
     Power(#[from] PowerError),
     #[error(transparent)]
-    Qemu(#[from] QemuError),
+    Qemu(QemuError),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -63,6 +63,12 @@ pub(super) enum GuestError {
     Transfer(TransferError),
     #[error("{0}; {1}")]
     SnapshotBroke(TransferError, String),
+}
+
+impl From<QemuError> for GuestError {
+    fn from(error: QemuError) -> Self {
+        if matches!(error, QemuError::Cancelled) { Self::Interrupted } else { Self::Qemu(error) }
+    }
 }
 
 impl From<TransferError> for GuestError {
@@ -80,6 +86,8 @@ pub(super) struct GuestRun<'a> {
     pub(super) running: bool,
     /// Whether it was stopped or suspended for the backup, so that the phases of its restart have to follow.
     restart: bool,
+    /// The QEMU process in which it runs when the run begins.
+    qemu: Option<u32>,
     /// Name of the archive; none as long as the guest was not found.
     pub(super) name: Option<ArchiveName>,
     env: HookEnv,
@@ -95,6 +103,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
         power: Power::new(job.host, vmid.get()),
         running: false,
         restart: false,
+        qemu: None,
         name: None,
         env: job.hook_env(),
     };
@@ -133,7 +142,8 @@ impl GuestRun<'_> {
         job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));
         let mut held = Held::take(job.host, vmid.get(), "vzdump", &mut |line| job.log.info(line))?;
         // A killed run may have left the guest switched off, and taking it switched it on again.
-        self.running = self.power.is_running();
+        self.qemu = self.power.pid();
+        self.running = self.qemu.is_some();
         let result = self.locked(&mut held);
         let report = held.release();
         report.failed.iter().for_each(|line| job.log.warn(line));
@@ -172,7 +182,7 @@ impl GuestRun<'_> {
             Mode::Stop => {
                 job.log.info("stopping virtual guest");
                 self.hook("pre-stop")?;
-                held.note(&Intent::ShutDown)?;
+                held.note(&self.shut_down())?;
                 self.power.shutdown(Duration::from_secs(60 * job.options.stopwait))?;
                 self.restart = true;
             }
@@ -190,6 +200,10 @@ impl GuestRun<'_> {
         }
         self.hook("backup-end")?;
         Ok(())
+    }
+
+    pub(super) fn shut_down(&self) -> Intent {
+        Intent::ShutDown { qemu: self.qemu }
     }
 
     /// Lists the disks and makes sure they are there.

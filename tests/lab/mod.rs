@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports, reason = "every test uses another part of the lab")]
 
+pub mod aftermath;
 pub mod checker;
 pub mod clean;
 pub mod demo;

@@ -137,10 +137,14 @@ fn blockdev(drive: &str, path: &str, format: &str, throttled: bool) -> Value {
     let mut hash = digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     hash.truncate(30);
     let cache = json!({"direct": false, "no-flush": false});
-    let file = json!({
+    let mut file = json!({
         "driver": "file", "filename": path, "aio": "threads", "cache": cache, "detect-zeroes": "on",
         "discard": "ignore", "node-name": format!("e{hash}"), "read-only": false,
     });
+    if let Some(offset) = bad_sector(path) {
+        let fails = json!({"event": "none", "iotype": "read", "errno": 5, "sector": offset / 512, "once": false});
+        file = json!({"driver": "blkdebug", "image": file, "inject-error": [fails], "node-name": format!("b{hash}")});
+    }
     let node = if throttled { format!("f{hash}") } else { drive.to_owned() };
     let image = json!({
         "driver": format, "file": file, "cache": cache, "detect-zeroes": "on", "discard": "ignore",
@@ -153,6 +157,11 @@ fn blockdev(drive: &str, path: &str, format: &str, throttled: bool) -> Value {
         "driver": "throttle", "file": image, "detect-zeroes": "on", "discard": "ignore", "node-name": drive,
         "read-only": false, "throttle-group": format!("throttle-{drive}"),
     })
+}
+
+/// A test asks for a disk with a sector that cannot be read by a file `<image>.bad-sector` with its byte offset.
+fn bad_sector(path: &str) -> Option<u64> {
+    std::fs::read_to_string(format!("{path}.bad-sector")).ok()?.trim().parse().ok()
 }
 
 /// Splits as a shell does, with single and double quotes.
