@@ -97,7 +97,7 @@ fn the_guest_does_not_wait_for_a_slow_target() -> Result<()> {
     ensure!(during > (calm.n - start.n) / 20, "the guest wrote {during} records while the target took nothing");
     ensure!(busy.errors == 0, "the guest saw {} I/O errors", busy.errors);
 
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     let verdict = check(&[node.raw_disk(200, "scsi0")?, node.raw_disk(200, "virtio0")?])?;
     println!("{verdict}; {:?}", begun.elapsed());
     Ok(())
@@ -136,7 +136,7 @@ fn bwlimit_is_kept_and_the_guest_does_not_feel_it() -> Result<()> {
     ensure!(took < ideal * 3, "far slower than the limit: {took:?}, ideal {ideal:?}");
     let bound = (10 * calm_outside).clamp(Duration::from_millis(2000), ideal / 4 * 3);
     ensure!(busy_outside < bound, "the guest stood still for {busy_outside:?}, at most {bound:?}");
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     println!("{}", check(&[node.raw_disk(200, "scsi0")?, node.raw_disk(200, "virtio0")?])?);
     Ok(())
 }
