@@ -47,7 +47,7 @@ fn every_backup_shows_both_disks_at_one_instant() -> Result<()> {
         let took = at.elapsed();
         let after = node.wait_for_records(100, 1)?;
         node.assert_clean(100);
-        node.restore(&archive, 200)?;
+        node.restore_as(&archive, 200)?;
         let verdict = check(&[node.raw_disk(200, "scsi0")?, node.raw_disk(200, "virtio0")?]);
         let verdict = verdict.map_err(|fault| anyhow::anyhow!("{what}: {fault}"))?;
         let heads = (verdict.heads[0], verdict.heads[1]);

@@ -69,7 +69,7 @@ fn everything_a_guest_can_have() -> Result<()> {
         for key in ["efidisk0", "tpmstate0", "scsi3", "virtio5"] {
             said(&out.stdout, &format!("include disk '{key}' 'local:100/"))?;
         }
-        node.restore(&archive, 200)?;
+        node.restore_as(&archive, 200)?;
         for (key, data) in [("efidisk0", &efi), ("tpmstate0", &tpm)] {
             ensure!(std::fs::read(node.disk(200, key)?.0)? == *data, "{mode}: {key} differs");
         }
@@ -94,7 +94,7 @@ fn everything_a_guest_can_have() -> Result<()> {
     node.shutdown(100)?;
     let (archive, _) = node.backup(100, &["--compress", "gzip"])?;
     node.assert_clean_on_disk(100);
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     for key in ["efidisk0", "tpmstate0", "scsi3", "virtio5"] {
         let (was, is) = (std::fs::read(node.raw_disk(100, key)?)?, std::fs::read(node.raw_disk(200, key)?)?);
         ensure!(was == is, "stopped: {key} differs");
@@ -119,7 +119,7 @@ fn a_paused_guest_stays_paused() -> Result<()> {
     ensure!(status["status"] == "paused", "the paused guest is {status}");
     let left: Vec<String> = node.leftovers(100)?.into_iter().filter(|left| !left.ends_with(" is paused")).collect();
     ensure!(left.is_empty(), "left behind: {left:?}");
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     let verdict = check(&[node.raw_disk(200, "scsi0")?, node.raw_disk(200, "virtio0")?])?;
     ensure!(verdict.heads[0] >= before.n, "{verdict}");
     node.ok("qm", &["resume", "100"])?;
@@ -151,7 +151,7 @@ fn guests_without_disks() -> Result<()> {
             } else {
                 node.assert_clean_on_disk(vmid)
             }
-            node.restore(&archive, 200)?;
+            node.restore_as(&archive, 200)?;
             let restored = std::fs::read_to_string(node.config_path(200))?;
             ensure!(restored.contains("name: empty\n") == (vmid == 100), "{restored}");
             ensure!(restored.contains("#scsi1: ") == (vmid == 101), "{restored}");
@@ -177,7 +177,7 @@ fn a_template_is_backed_up_as_it_lies() -> Result<()> {
     let (archive, out) = node.backup(100, &["--mode", "snapshot", "--compress", "zstd"])?;
     said(&out.stdout, "include disk 'scsi0' 'local:100/base-100-disk-0.raw' 2M")?;
     node.assert_clean_on_disk(100);
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     ensure!(std::fs::read(node.disk(200, "scsi0")?.0)? == data, "the template's disk differs");
     node.assert_clean_on_disk(200);
     Ok(())
@@ -204,9 +204,9 @@ fn one_guest_fails_and_the_others_are_backed_up() -> Result<()> {
     node.assert_clean(102);
     node.assert_clean_on_disk(101);
     ensure!(node.archives("backup", 101)?.is_empty(), "an archive of the guest that failed");
-    node.restore(&node.archives("backup", 100)?[0], 200)?;
+    node.restore_as(&node.archives("backup", 100)?[0], 200)?;
     ensure!(std::fs::read(node.disk(200, "scsi0")?.0)? == data, "100 differs");
-    node.restore(&node.archives("backup", 102)?[0], 202)?;
+    node.restore_as(&node.archives("backup", 102)?[0], 202)?;
     let verdict = check(&[node.raw_disk(202, "virtio0")?])?;
     ensure!(verdict.heads[0] >= before.n, "{verdict}");
     println!("{:?}", begun.elapsed());
@@ -238,7 +238,7 @@ fn the_agent_freezes_and_thaws_the_file_system() -> Result<()> {
     let later = node.witness(100, "status")?;
     ensure!(later.files > files && later.errors == 0, "the guest writes no files any more: {later:?}");
     node.assert_clean(100);
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     let disk = node.raw_disk(200, "scsi0")?;
     let checked =
         Command::new(lab::programs::find("e2fsck").unwrap_or_default()).args(["-f", "-n"]).arg(&disk).output()?;
@@ -279,7 +279,7 @@ fn fleecing_on_a_storage_leaves_nothing_there() -> Result<()> {
     }
     node.assert_clean(100);
     let after = node.witness(100, "status")?;
-    node.restore(&archive, 200)?;
+    node.restore_as(&archive, 200)?;
     let verdict = check(&[node.raw_disk(200, "scsi0")?, node.raw_disk(200, "virtio0")?])?;
     ensure!(verdict.heads[0] >= before.n && verdict.heads[1] <= after.n && after.errors == 0, "{verdict} {after:?}");
     println!("{verdict}; {:?}", begun.elapsed());

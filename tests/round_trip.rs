@@ -142,10 +142,10 @@ fn awkward_disks_come_back_byte_for_byte() -> Result<()> {
         if !tool.is_empty() {
             shell(&node, &format!("{tool} -q -t {path}; {tool} -q -d -c {path} > {}", plain.display()))?;
         }
-        node.restore(&archive, 200)?;
+        node.restore_as(&archive, 200)?;
         if !tool.is_empty() {
             // What the stock tool unpacks, read again.
-            node.restore(&plain, 201)?;
+            node.restore_as(&plain, 201)?;
             vmids.push(201);
         }
         for vmid in vmids {

@@ -24,7 +24,7 @@ impl Node {
     ///
     /// # Errors
     /// When it fails, with what it said.
-    pub fn restore(&self, archive: &Path, vmid: u32) -> Result<Output> {
+    pub fn restore_as(&self, archive: &Path, vmid: u32) -> Result<Output> {
         let archive = archive.display().to_string();
         let output = self.qmrestore(&[&archive, &vmid.to_string(), "--storage", "local"])?;
         ensure!(output.code == 0, "qmrestore {archive}: {}: {}\n{}", output.code, output.stderr, output.stdout);

@@ -19,11 +19,20 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^failed to connect to monitor socket", "artifact of the recording"),
     (r"^Use of uninitialized value", "artifact of the recording"),
     (r"^INFO: trying to acquire lock\.\.\. OK$", "artifact of the recording"),
+    (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
 /// Rewrites applied to every line, in this order.
 static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     [
+        // An archive is read by vzkeep itself, not through a pipe of two programs; the recorded one is not at hand.
+        (r"^restore vma archive: .*", "restore vma archive: HOW"),
+        (r"^command 'set -o pipefail && .*' failed: ", ""),
+        (r"^CFG: size: \d+ ", "CFG: size: N "),
+        (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
+        (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),
+        (r"sparse bytes \d+ \([0-9.]+%\)$", "sparse bytes N (N%)"),
+        (r"zero blocks [0-9.]+%$", "zero blocks N%"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"),
         (r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", "STAMP"),
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
@@ -62,7 +71,8 @@ pub fn lines(text: &str, root: &str) -> Vec<String> {
         }
         let line = sort_job_options(&line);
         // However many progress lines there were, one stands for all.
-        if line.contains(" N% (SIZE of SIZE) in Ns") && out.last() == Some(&line) {
+        let progress = line.contains(" N% (SIZE of SIZE) in Ns") || line == "progress N%";
+        if progress && out.last() == Some(&line) {
             continue;
         }
         out.push(line);
