@@ -51,7 +51,10 @@ pub fn run(names: &[String]) {
     println!("\n{table}");
     if mib == FULL && names.is_empty() {
         let path = programs::project().join("docs/BENCHMARKS.md");
-        std::fs::write(&path, format!("{INTRODUCTION}\n{table}")).unwrap();
+        // What people wrote below the table stays.
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        let notes = before.find("\n## ").map_or("", |at| &before[at..]);
+        std::fs::write(&path, format!("{INTRODUCTION}\n{table}{notes}")).unwrap();
     }
 }
 
