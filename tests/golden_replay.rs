@@ -41,12 +41,21 @@ fn recorded_runs_replay_equal() {
     let mut replayed = 0;
     let node = Node::like(&golden.join("node")).unwrap();
     for case in &cases {
-        if let Some(reason) = pending::reason(&case.name) {
+        // `REPLAY=23,54-` runs the cases whose names begin so, pending or not; `REPLAY=all` shows which pending ones pass by now.
+        let wanted = std::env::var("REPLAY").unwrap_or_default();
+        if !wanted.is_empty() && wanted != "all" && !wanted.split(',').any(|start| case.name.starts_with(start)) {
+            continue;
+        }
+        if let Some(reason) = pending::reason(&case.name).filter(|_| wanted.is_empty()) {
             println!("PENDING {}: {reason}", case.name);
             continue;
         }
         if let Some(special) = case.special() {
             println!("PENDING {}: needs a node with {special}", case.name);
+            continue;
+        }
+        if case.running().contains(&200) {
+            println!("PENDING {}: containers", case.name);
             continue;
         }
         replayed += 1;
@@ -171,7 +180,8 @@ fn fresh_log(node: &Node, guest: &str) -> String {
 /// which carry other times than the run's own log.
 fn recorded_files(case: &Case) -> Vec<String> {
     let stamp = regex::Regex::new(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d").unwrap();
-    let text = case.text("stdout.txt") + &case.text("stderr.txt") + &case.text("hook.jsonl");
+    let text =
+        case.text("stdout.txt") + &case.text("stderr.txt") + &case.text("hook.jsonl") + &case.text("tasklog.txt");
     let own: Vec<String> = stamp.find_iter(&text).map(|m| m.as_str().to_owned()).collect();
     let listing = case.text("files.txt");
     let mut names: Vec<String> = listing
@@ -186,6 +196,7 @@ fn recorded_files(case: &Case) -> Vec<String> {
         names = case.guest_logs().iter().map(|(guest, _)| format!("{guest}-STAMP.log")).collect();
     }
     names.sort();
+    names.dedup();
     names
 }
 
@@ -197,6 +208,8 @@ fn fresh_files(node: &Node) -> Vec<String> {
         .map(|name| stamp.replace(&name, "STAMP").into_owned())
         .collect();
     names.sort();
+    // Two backups of a guest in one second have two names here; the original overwrote the first.
+    names.dedup();
     names
 }
 

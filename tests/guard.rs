@@ -22,7 +22,7 @@ fn intents() -> Vec<Intent> {
         Intent::File { path: "/mnt/bk/dump/a.dat".into(), in_qemu: false },
         Intent::Paused,
         Intent::Volume { volid: "local:100/vm-100-fleece-0.raw".into(), in_qemu: true },
-        Intent::ShutDown,
+        Intent::ShutDown { qemu: None },
     ]
 }
 

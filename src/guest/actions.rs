@@ -2,7 +2,7 @@
 
 use super::power::Power;
 use super::recover::{GuestActions, Step};
-use crate::host::{Host, procfs};
+use crate::host::Host;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,25 +32,21 @@ impl NodeActions<'_> {
     }
 }
 
-/// How long a guest that was asked to shut down may go on running without anybody waiting for it.
-const GOING_DOWN: Duration = Duration::from_secs(10);
+/// How long a guest that was told to shut down may take to do so, when the run that told it is gone.
+const LEAVING: Duration = Duration::from_secs(180);
 
 impl NodeActions<'_> {
-    /// Waits to see whether the running guest is on its way down: the run may have been killed after it told the guest to shut
-    /// down, and then the guest would go off later and stay so. As long as a `qm shutdown` of it runs, it is; returns whether
-    /// it went off.
-    fn goes_down(&self, vmid: u32) -> bool {
+    /// Waits until the QEMU process `leaving` of a guest is gone. False when it stays: not every guest obeys.
+    fn leaves(&self, vmid: u32, leaving: Option<u32>) -> bool {
         let power = Power::new(self.host, vmid);
-        let mut last_sign = Instant::now();
-        while power.is_running() {
-            if procfs::command_runs("qm", &["shutdown", &vmid.to_string()]) {
-                last_sign = Instant::now();
-            } else if last_sign.elapsed() > GOING_DOWN {
+        let give_up = Instant::now() + LEAVING;
+        while power.pid().is_some() && power.pid() == leaving {
+            if Instant::now() > give_up {
                 return false;
             }
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(50));
         }
-        true
+        power.pid().is_none()
     }
 }
 
@@ -67,11 +63,13 @@ impl GuestActions for NodeActions<'_> {
         self.monitor.sweep(vmid, qmp)
     }
 
-    fn start(&self, vmid: u32) -> Step {
+    fn start(&self, vmid: u32, leaving: Option<u32>) -> Step {
         if self.status(vmid)? == "running" {
-            match self.monitor.resume(vmid)? {
-                None if self.goes_down(vmid) => {}
-                done => return Ok(done),
+            if let Some(line) = self.monitor.resume(vmid)? {
+                return Ok(Some(line));
+            }
+            if leaving.is_none() || !self.leaves(vmid, leaving) {
+                return Ok(None);
             }
         }
         // Our own `lock: backup` is still in the config and goes last, so that nobody else is let in before.

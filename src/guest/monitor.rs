@@ -75,7 +75,9 @@ impl Monitor for QemuMonitor {
 /// # Errors
 /// When QEMU refuses or does not answer.
 pub fn resume(qmp: &mut Qmp) -> Result<bool, QemuError> {
-    if qmp.execute("query-status", json!({}))?["running"] == true {
+    let state = qmp.execute("query-status", json!({}))?;
+    // One that has switched itself off does not stand still: its QEMU is about to end.
+    if state["running"] == true || state["status"] == "shutdown" {
         return Ok(false);
     }
     qmp.execute("cont", json!({}))?;

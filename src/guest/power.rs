@@ -40,17 +40,20 @@ impl Power {
         Self { host: host.clone(), vmid }
     }
 
-    /// Whether a QEMU process runs for this VM: the pid in `run/qemu-server/<vmid>.pid` is alive and was started with that file
-    /// as its pid file (a recycled pid was not).
+    /// Whether a QEMU process runs for this VM.
     pub fn is_running(&self) -> bool {
+        self.pid().is_some()
+    }
+
+    /// The QEMU process of this VM: the pid in `run/qemu-server/<vmid>.pid`, if it is alive and was started with that file as its
+    /// pid file (a recycled pid was not).
+    pub fn pid(&self) -> Option<u32> {
         let pid_file = self.host.path(format!("/var/run/qemu-server/{}.pid", self.vmid));
-        let Some(pid) = std::fs::read_to_string(pid_file).ok().and_then(|t| t.trim().parse::<u32>().ok()) else {
-            return false;
-        };
-        let Ok(command_line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+        let pid = std::fs::read_to_string(pid_file).ok()?.trim().parse::<u32>().ok()?;
+        let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let name = format!("/qemu-server/{}.pid", self.vmid);
         let words: Vec<&[u8]> = command_line.split(|b| *b == 0).collect();
-        words.windows(2).any(|pair| pair[0] == b"-pidfile" && pair[1].ends_with(name.as_bytes()))
+        words.windows(2).any(|pair| pair[0] == b"-pidfile" && pair[1].ends_with(name.as_bytes())).then_some(pid)
     }
 
     /// Asks the guest to shut down and waits until it is off.

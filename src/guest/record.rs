@@ -37,7 +37,10 @@ pub enum Intent {
     /// We freeze the guest's file systems through its agent.
     Frozen,
     /// We shut the guest down; it has to run again.
-    ShutDown,
+    ShutDown {
+        /// Process id of the QEMU that is told to end.
+        qemu: Option<u32>,
+    },
     /// We start the guest (it was stopped) and have to stop it again.
     Started,
     /// Nodes, exports and filters of ours in the guest's QEMU.
@@ -320,13 +323,21 @@ impl Orphan {
         Ok(())
     }
 
-    /// Turns a record that is worked off into our own.
+    /// Turns a record that is worked off into our own. What may be frozen in the guest goes on to the new record: a guest
+    /// whose agent does not answer any more must not be without backups for that.
     ///
     /// # Errors
-    /// [`RecordError::Unresolved`] when something is still to be undone; [`RecordError::Io`].
-    pub fn into_record(self, command: &str) -> Result<Record, RecordError> {
+    /// [`RecordError::Unresolved`] when something else is still to be undone; [`RecordError::Io`].
+    pub fn into_record(mut self, command: &str) -> Result<Record, RecordError> {
+        let before = self.intents.len();
+        self.intents.retain(|intent| *intent != Intent::Frozen);
+        let frozen = self.intents.len() < before;
         self.check()?;
-        Record::create(self.held, command)
+        let mut record = Record::create(self.held, command)?;
+        if frozen {
+            record.note(&Intent::Frozen)?;
+        }
+        Ok(record)
     }
 
     /// Removes a record that is worked off.
@@ -382,7 +393,7 @@ fn lock_from_the_dead(host: &Host, vmid: u32) -> Result<Held, RecordError> {
 fn owner_lives(host: &Host, vmid: u32) -> bool {
     let text = std::fs::read_to_string(host.path(DIRECTORY).join(format!("{vmid}.json"))).unwrap_or_default();
     let owner = parse(&text).ok().and_then(|(owner, _)| owner);
-    owner.is_some_and(|owner| procfs::start_time(owner.pid).is_ok_and(|start| start == owner.start))
+    owner.is_some_and(|owner| procfs::is_alive(owner.pid, owner.start))
 }
 
 fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {

@@ -24,8 +24,9 @@ pub trait GuestActions {
     fn thaw(&self, vmid: u32) -> Step;
     /// Takes everything of ours out of the guest's QEMU behind the monitor `qmp` (a path of the node).
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step;
-    /// Starts the guest if it does not run; lets it run on if it is paused.
-    fn start(&self, vmid: u32) -> Step;
+    /// Starts the guest if it does not run; lets it run on if it is paused. One that still runs in the QEMU process
+    /// `leaving` was told to shut down a moment ago: it is waited for.
+    fn start(&self, vmid: u32, leaving: Option<u32>) -> Step;
     /// Stops the guest if it runs.
     fn stop(&self, vmid: u32) -> Step;
     /// Removes a volume; one that is gone already is fine.
@@ -93,7 +94,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::Frozen => 1,
         Intent::Session { .. } => 2,
         Intent::Started => 3,
-        Intent::ShutDown => 4,
+        Intent::ShutDown { .. } => 4,
         Intent::Volume { .. } => 5,
         Intent::File { .. } => 6,
         Intent::Dir { .. } => 7,
@@ -111,7 +112,7 @@ pub fn describe(intent: &Intent) -> String {
         Intent::NewFirewall => "firewall file of the new guest".into(),
         Intent::Paused => "paused guest".into(),
         Intent::Frozen => "frozen file systems of the guest".into(),
-        Intent::ShutDown => "shut down guest".into(),
+        Intent::ShutDown { .. } => "shut down guest".into(),
         Intent::Started => "started guest".into(),
         Intent::Session { qmp } => format!("backup session in the QEMU behind '{}'", qmp.display()),
         Intent::File { path, .. } => format!("file '{}'", path.display()),
@@ -125,7 +126,7 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::Paused => actions.resume(vmid),
         Intent::Frozen => actions.thaw(vmid),
         Intent::Session { qmp } => actions.sweep(vmid, qmp),
-        Intent::ShutDown => actions.start(vmid),
+        Intent::ShutDown { qemu } => actions.start(vmid, *qemu),
         Intent::Started => actions.stop(vmid),
         Intent::File { path, .. } => remove_path(host, path, |p| std::fs::remove_file(p)),
         Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),

@@ -20,20 +20,19 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has no start time")))
 }
 
-/// Whether some process runs `program` (also as a script of an interpreter) with `words` right behind it.
-pub fn command_runs(program: &str, words: &[&str]) -> bool {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit)).any(|entry| {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        is_command(&line, program, words)
-    })
+/// Whether the process `pid` that started at `start` still works. One that was killed does not from the moment on at which
+/// the kernel begins to take it apart, though it is listed until its parent has asked how it ended.
+pub fn is_alive(pid: u32, start: u64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parse_start_time(&stat) == Some(start) && !is_exiting(&stat)
 }
 
-fn is_command(line: &[u8], program: &str, words: &[&str]) -> bool {
-    let given: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
-    given.windows(words.len() + 1).any(|w| {
-        w[0].rsplit('/').next() == Some(program) && w[1..].iter().zip(words).all(|(given, word)| given == word)
-    })
+/// The state (field 3) of a zombie, or the flag (field 9) of a process on its way there.
+fn is_exiting(stat: &str) -> bool {
+    const PF_EXITING: u64 = 4;
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok());
+    matches!(fields.first(), Some(&("Z" | "X"))) || flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// The program name in field 2 may hold blanks and brackets; what follows the last bracket is plain.
@@ -53,11 +52,16 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_known_by_its_words() {
-        let line = ["/usr/bin/perl", "-T", "/usr/sbin/qm", "shutdown", "100", "--skiplock", ""].join("\0");
-        assert!(is_command(line.as_bytes(), "qm", &["shutdown", "100"]));
-        assert!(!is_command(line.as_bytes(), "qm", &["shutdown", "10"]));
-        assert!(!is_command(line.as_bytes(), "m", &["shutdown", "100"]));
-        assert!(!is_command(b"", "qm", &["shutdown", "100"]));
+    fn a_killed_process_is_dead_before_anybody_asked() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let start = start_time(child.id()).unwrap();
+        assert!(is_alive(child.id(), start) && !is_alive(child.id(), start + 1));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while is_alive(child.id(), start) {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        assert_eq!(start_time(child.id()).unwrap(), start);
+        child.wait().unwrap();
     }
 }

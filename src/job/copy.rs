@@ -17,8 +17,9 @@ use crate::guest::monitor::{agent_socket, qmp_socket, resume};
 use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
 use crate::image::{ImageError, MemImage, open_image};
-use crate::qemu::{Agent, FsFreeze, Qmp, Session, SessionSpec};
+use crate::qemu::{Agent, FsFreeze, QemuError, Qmp, Session, SessionSpec};
 use crate::schema::Mode;
+use crate::schema::size::archive_size;
 use crate::storage::Draft;
 use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, Progress, TransferError, backup};
 
@@ -42,8 +43,8 @@ struct Opened {
 }
 
 impl GuestRun<'_> {
-    /// Writes the archive. Returns its size in bytes, `None` when it went to standard output.
-    pub(super) fn archive(&self, vm: &Vm, held: &mut Held, stopped_at: Instant) -> Result<Option<u64>, GuestError> {
+    /// Writes the archive, and takes everything away that this took.
+    pub(super) fn archive(&self, vm: &Vm, held: &mut Held, stopped_at: Instant) -> Result<(), GuestError> {
         let log = &self.job.log;
         let target = self.name.as_ref().filter(|_| !self.job.options.stdout);
         let target = target.map(|name| name.path(&self.job.destination.dump_dir));
@@ -54,8 +55,14 @@ impl GuestRun<'_> {
         let mut draft = target.map(|path| self.draft(path, held)).transpose()?;
         let uuid = Uuid::new_v4();
         let opened =
-            if self.running { self.open_running(vm, held, stopped_at, uuid)? } else { self.open_stopped(vm, uuid)? };
-        let mut result = self.copy(vm, &opened, uuid, draft.as_mut());
+            if self.running { self.open_running(vm, held, stopped_at, uuid) } else { self.open_stopped(vm, uuid) };
+        let (opened, mut result) = match opened {
+            Ok(opened) => {
+                let result = self.copy(vm, &opened, uuid, draft.as_mut());
+                (opened, result)
+            }
+            Err(error) => (Opened::default(), Err(error)),
+        };
         if let Err(GuestError::Transfer(TransferError::Image(error))) = result {
             result = Err(explain(error, opened.session.as_ref()));
         }
@@ -66,15 +73,30 @@ impl GuestRun<'_> {
                 log.info("resuming VM again");
             }
         }
-        let closed = self.close(opened, held);
+        let Opened { disks, session, fleecing } = opened;
+        drop(disks);
+        let closed = self.close(session, held);
         result?;
-        closed?;
-        let Some(draft) = draft else { return Ok(None) };
-        let (intent, path) = (draft_intent(&draft), draft.final_path().to_owned());
+        let fleecing_may_go = closed.is_ok();
+        if let Some(draft) = draft {
+            self.publish(draft, held)?;
+        }
+        // The archive is complete: what could not be taken away is said, and tried again by whoever lets the guest go.
+        if let Err(error) = closed {
+            log.warn(&error.to_string());
+        }
+        if fleecing_may_go { self.free_fleecing(&fleecing, held) } else { Ok(()) }
+    }
+
+    /// Gives the complete archive its name.
+    fn publish(&self, draft: Draft, held: &mut Held) -> Result<(), GuestError> {
+        let intent = Intent::File { path: draft.path().to_owned(), in_qemu: false };
+        let path = draft.final_path().to_owned();
         draft.commit()?;
         held.done(&intent)?;
         let size = std::fs::metadata(&path).map_err(|source| GuestError::File { what: "looking at", path, source })?;
-        Ok(Some(size.len()))
+        self.job.log.info(&format!("archive file size: {}", archive_size(size.len())));
+        Ok(())
     }
 
     fn draft(&self, path: PathBuf, held: &mut Held) -> Result<Draft, GuestError> {
@@ -174,11 +196,15 @@ impl GuestRun<'_> {
         };
         log.info("issuing guest-agent 'fs-freeze' command");
         held.note(&Intent::Frozen)?;
-        match agent.freeze(FREEZE_PATIENCE) {
+        match agent.freeze(AGENT_PATIENCE, FREEZE_PATIENCE) {
             Ok(frozen) => Ok(Some(frozen)),
             // The original goes on with a backup that is consistent as after a power failure.
             Err(e) => {
                 log.warn(&format!("{e}; going on without frozen file systems"));
+                // Whoever lets the guest go tries again to thaw, if there is anything to thaw.
+                if !matches!(e, QemuError::StillFrozen { .. }) {
+                    held.done(&Intent::Frozen)?;
+                }
                 Ok(None)
             }
         }
@@ -237,7 +263,7 @@ impl GuestRun<'_> {
         let mut qmp = Qmp::connect_unless(&qmp_socket(self.job.host, self.vmid.get()), QMP_PATIENCE, self.job.cancel)?;
         resume(&mut qmp)?;
         drop(qmp);
-        held.done(if self.mode == Mode::Stop { &Intent::ShutDown } else { &Intent::Paused })?;
+        held.done(&if self.mode == Mode::Stop { self.shut_down() } else { Intent::Paused })?;
         // The original counts whole seconds and never less than one.
         let seconds = stopped_at.elapsed().as_secs().max(1);
         self.job.log.info(&format!("resuming VM again after {seconds} seconds"));
@@ -284,13 +310,15 @@ impl GuestRun<'_> {
         Ok(())
     }
 
-    /// Takes the session and the fleecing images away.
-    fn close(&self, opened: Opened, held: &mut Held) -> Result<(), GuestError> {
-        let Opened { disks, session, fleecing } = opened;
-        drop(disks);
+    /// Takes the session out of QEMU.
+    fn close(&self, session: Option<Session>, held: &mut Held) -> Result<(), GuestError> {
         let Some(session) = session else { return Ok(()) };
         session.finish()?;
         held.done(&Intent::Session { qmp: PathBuf::from(format!("/var/run/qemu-server/{}.qmp", self.vmid)) })?;
+        Ok(())
+    }
+
+    fn free_fleecing(&self, fleecing: &FleecingVolumes, held: &mut Held) -> Result<(), GuestError> {
         for (_, volid) in fleecing.iter() {
             self.job.log.info(&format!("removing (old) fleecing image '{volid}'"));
             self.job.volumes.free(&volid.parse().map_err(crate::storage::VolumeError::from)?)?;
@@ -298,10 +326,6 @@ impl GuestRun<'_> {
         }
         Ok(())
     }
-}
-
-fn draft_intent(draft: &Draft) -> Intent {
-    Intent::File { path: draft.path().to_owned(), in_qemu: false }
 }
 
 /// A read through a session failed: was it the disk, or did the snapshot break because fleecing failed?

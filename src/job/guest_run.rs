@@ -16,7 +16,7 @@ use crate::guest::record::Intent;
 use crate::guest::vm::{Vm, VmError};
 use crate::image::ImageError;
 use crate::qemu::QemuError;
-use crate::schema::size::{archive_size, clock};
+use crate::schema::size::clock;
 use crate::schema::{Mode, Vmid};
 use crate::storage::{ArchiveName, DraftError, GuestKind, VolumeError};
 use crate::transfer::TransferError;
@@ -54,7 +54,7 @@ pub(super) enum GuestError {
     #[error(transparent)]
     Power(#[from] PowerError),
     #[error(transparent)]
-    Qemu(#[from] QemuError),
+    Qemu(QemuError),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -63,6 +63,12 @@ pub(super) enum GuestError {
     Transfer(TransferError),
     #[error("{0}; {1}")]
     SnapshotBroke(TransferError, String),
+}
+
+impl From<QemuError> for GuestError {
+    fn from(error: QemuError) -> Self {
+        if matches!(error, QemuError::Cancelled) { Self::Interrupted } else { Self::Qemu(error) }
+    }
 }
 
 impl From<TransferError> for GuestError {
@@ -78,6 +84,10 @@ pub(super) struct GuestRun<'a> {
     pub(super) mode: Mode,
     pub(super) power: Power,
     pub(super) running: bool,
+    /// Whether it was stopped or suspended for the backup, so that the phases of its restart have to follow.
+    restart: bool,
+    /// The QEMU process in which it runs when the run begins.
+    qemu: Option<u32>,
     /// Name of the archive; none as long as the guest was not found.
     pub(super) name: Option<ArchiveName>,
     env: HookEnv,
@@ -92,6 +102,8 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
         mode: job.options.mode,
         power: Power::new(job.host, vmid.get()),
         running: false,
+        restart: false,
+        qemu: None,
         name: None,
         env: job.hook_env(),
     };
@@ -130,18 +142,16 @@ impl GuestRun<'_> {
         job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));
         let mut held = Held::take(job.host, vmid.get(), "vzdump", &mut |line| job.log.info(line))?;
         // A killed run may have left the guest switched off, and taking it switched it on again.
-        self.running = self.power.is_running();
+        self.qemu = self.power.pid();
+        self.running = self.qemu.is_some();
         let result = self.locked(&mut held);
         let report = held.release();
-        // With an archive that is complete, what could not be put back is a warning, and so in the task's state.
-        let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
-        report.failed.iter().for_each(tell);
+        report.failed.iter().for_each(|line| job.log.warn(line));
         if result.is_err() {
             report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
         }
-        result?;
         self.after_unlock();
-        Ok(())
+        result
     }
 
     /// What happens while the config carries our lock.
@@ -172,23 +182,28 @@ impl GuestRun<'_> {
             Mode::Stop => {
                 job.log.info("stopping virtual guest");
                 self.hook("pre-stop")?;
-                held.note(&Intent::ShutDown)?;
+                held.note(&self.shut_down())?;
                 self.power.shutdown(Duration::from_secs(60 * job.options.stopwait))?;
+                self.restart = true;
             }
             Mode::Suspend => {
                 job.log.info("suspending guest");
                 self.hook("pre-stop")?;
                 held.note(&Intent::Paused)?;
                 self.power.suspend()?;
+                self.restart = true;
             }
         }
-        let size = self.archive(&vm, held, stopped_at)?;
-        if let Some(size) = size {
-            job.log.info(&format!("archive file size: {}", archive_size(size)));
+        self.archive(&vm, held, stopped_at)?;
+        if !job.options.stdout {
             self.dress(&vm, held)?;
         }
         self.hook("backup-end")?;
         Ok(())
+    }
+
+    pub(super) fn shut_down(&self) -> Intent {
+        Intent::ShutDown { qemu: self.qemu }
     }
 
     /// Lists the disks and makes sure they are there.
@@ -215,19 +230,19 @@ impl GuestRun<'_> {
         log.info(&format!("ionice priority: {}", options.ionice));
     }
 
-    /// After the lock is gone: the phases that the original runs when it lets a stopped or suspended guest go on. Ours went on
-    /// long ago; a hook that fails here changes nothing any more.
-    fn after_unlock(&mut self) {
-        if !self.running || self.mode == Mode::Snapshot {
+    /// After the lock is gone: the phases in which the original lets a stopped or suspended guest go on, whatever became of the
+    /// backup. Ours went on long ago; a hook that fails here changes nothing any more.
+    fn after_unlock(&self) {
+        if !self.restart {
             return;
         }
         let restart = || -> Result<(), GuestError> {
-            self.hook("pre-restart")?;
+            self.call_hook("pre-restart", false)?;
             if self.mode == Mode::Suspend {
                 self.job.log.info("resume vm");
                 self.power.resume()?;
             }
-            self.hook("post-restart")
+            self.call_hook("post-restart", false)
         };
         if let Err(error) = restart() {
             self.job.log.line(Kind::Bare, &error.to_string());
@@ -268,7 +283,7 @@ impl GuestRun<'_> {
     /// Phases that clean up: they run also after a signal, and can only warn.
     fn hook_or_warn(&self, phase: &str) {
         if let Err(error) = self.call_hook(phase, false) {
-            self.job.log.warn(&error.to_string());
+            self.job.log.job_line(Kind::Warn, &error.to_string());
         }
     }
 

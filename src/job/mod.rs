@@ -125,6 +125,9 @@ fn refuse_unsupported(options: &VzdumpOptions) -> Result<(), JobError> {
     if options.all || options.pool.is_some() || !options.exclude.is_empty() {
         return Err(JobError::Unsupported("--all, --exclude and --pool are not supported yet: name the guests"));
     }
+    if options.stop && options.vmids.is_empty() {
+        return Err(JobError::Unsupported("--stop is not supported yet: send TERM to the running job"));
+    }
     if options.stdout && options.vmids.len() > 1 {
         return Err(JobError::Unsupported("you can only backup a single VM with option --stdout"));
     }
@@ -148,7 +151,6 @@ impl Job<'_> {
         self.call_hook(&["job-start"], &self.hook_env(), true)?;
         let mut vmids = self.options.vmids.clone();
         vmids.sort_unstable();
-        vmids.dedup();
         let mut outcomes = Vec::new();
         for vmid in vmids {
             outcomes.push(guest_run::run(self, vmid));

@@ -60,7 +60,7 @@ impl Upid {
 
     /// Whether the task's process is still alive.
     pub fn is_alive(&self) -> bool {
-        procfs::start_time(self.pid).is_ok_and(|start| start == self.pstart)
+        procfs::is_alive(self.pid, self.pstart)
     }
 }
 

@@ -109,12 +109,13 @@ impl Agent {
     /// Freezes all file systems of the guest. They are thawed when the result is thawed or dropped.
     ///
     /// File systems that somebody else froze are left alone: that is an error, and so is a freeze without an answer
-    /// within `timeout`, after which a thaw is tried.
+    /// within `timeout`, after which a thaw is tried. Only the freeze itself may take long: an agent that does not say
+    /// within `patience` what is frozen is not asked to freeze.
     ///
     /// # Errors
     /// As [`Agent::execute`]; `StillFrozen` when the freeze failed and the thaw after it, too.
-    pub fn freeze(mut self, timeout: Duration) -> Result<FsFreeze, QemuError> {
-        if self.freeze_status(timeout)? == FreezeStatus::Frozen {
+    pub fn freeze(mut self, patience: Duration, timeout: Duration) -> Result<FsFreeze, QemuError> {
+        if self.freeze_status(patience)? == FreezeStatus::Frozen {
             return Err(self
                 .socket
                 .protocol("guest-fsfreeze-freeze", "the file systems are already frozen by another"));

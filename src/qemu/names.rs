@@ -2,6 +2,8 @@
 //!
 //! Node names and object ids are limited to letters, digits, `-`, `.`, `_`; node names also to 31 bytes.
 
+use crate::host::procfs;
+
 /// Prefix of everything we create in a QEMU process.
 pub(super) const PREFIX: &str = "vzkeep-";
 /// This object exists while the guest stands still because of us.
@@ -61,20 +63,14 @@ pub(super) fn nbd_socket_alive(proc_net_unix: &str, vmid: u32) -> bool {
 /// taken for it.
 pub(super) fn run_marker() -> String {
     let pid = std::process::id();
-    format!("{RUN}{pid}-{}", start_time(pid).unwrap_or(0))
+    format!("{RUN}{pid}-{}", procfs::start_time(pid).unwrap_or(0))
 }
 
 /// The process that a run marker names, if it is alive and not we.
 pub(super) fn other_owner(marker: &str) -> Option<u32> {
     let (pid, started) = marker.strip_prefix(RUN)?.split_once('-')?;
     let (pid, started): (u32, u64) = (pid.parse().ok()?, started.parse().ok()?);
-    (pid != std::process::id() && start_time(pid) == Some(started)).then_some(pid)
-}
-
-/// Field 22 of `/proc/<pid>/stat`, counted behind the command's closing parenthesis (proc(5)).
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    (pid != std::process::id() && procfs::is_alive(pid, started)).then_some(pid)
 }
 
 #[cfg(test)]
@@ -99,7 +95,7 @@ mod tests {
     fn own_marker_is_not_somebody_else() {
         assert_eq!(other_owner(&run_marker()), None);
         let parent = std::os::unix::process::parent_id();
-        let marker = format!("{RUN}{parent}-{}", start_time(parent).unwrap());
+        let marker = format!("{RUN}{parent}-{}", procfs::start_time(parent).unwrap());
         assert_eq!(other_owner(&marker), Some(parent));
         assert_eq!(other_owner(&format!("{RUN}{parent}-1")), None);
         assert_eq!(other_owner("vzkeep-run-x"), None);

@@ -14,8 +14,11 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, PosixFadviseAdvice, RenameFlags, pos
 use crate::host::files::sync_parent;
 use crate::host::sys;
 
-/// Bytes after which write-back is started for them; the same again stays dirty before the writer waits for it.
-const WRITE_BACK: u64 = 32 << 20;
+/// Bytes after which write-back is started for them.
+const WRITE_BACK: u64 = 16 << 20;
+/// Bytes that may be on their way to the device before the writer waits for the oldest of them. Enough that a stretch of
+/// data which does not compress is buffered while the workers go on.
+const IN_FLIGHT: u64 = 256 << 20;
 
 /// A file being written that is not visible under its final name yet.
 #[derive(Debug)]
@@ -154,18 +157,19 @@ impl Draft {
         let Ok(file) = self.open_file() else { return };
         let (dropped, started, written) = (self.dropped, self.started, self.written);
         let mut known = sys::start_write_back(file, started, written - started).is_ok();
-        if started > dropped {
-            known &= sys::wait_write_back(file, dropped, started - dropped).is_ok();
+        let done = written.saturating_sub(IN_FLIGHT).max(dropped);
+        if done > dropped {
+            known &= sys::wait_write_back(file, dropped, done - dropped).is_ok();
             posix_fadvise(
                 file,
                 dropped.cast_signed(),
-                (started - dropped).cast_signed(),
+                (done - dropped).cast_signed(),
                 PosixFadviseAdvice::POSIX_FADV_DONTNEED,
             )
             .ok();
         }
         self.write_back = known;
-        self.dropped = started;
+        self.dropped = done;
         self.started = written;
     }
 
@@ -274,11 +278,12 @@ mod tests {
         let path = dir.path().join("a.vma");
         let mut draft = Draft::create(&path).unwrap();
         let piece = vec![7; 8 << 20];
-        for _ in 0..13 {
+        let pieces = (IN_FLIGHT >> 23) as usize + 5;
+        for _ in 0..pieces {
             draft.write_all(&piece).unwrap();
         }
         assert!(draft.dropped > 0);
         draft.commit().unwrap();
-        assert!(fs::read(&path).unwrap() == vec![7; 13 * (8 << 20)]);
+        assert!(fs::read(&path).unwrap() == vec![7; pieces * (8 << 20)]);
     }
 }

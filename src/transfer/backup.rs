@@ -273,10 +273,14 @@ fn read(shared: &Shared, index: usize, pool: &Pool, jobs: &Sender<Job>) -> Resul
         }
         // Here and not in the worker: the data is still in this core's cache, and the workers are what takes longest.
         let (raw, zero) = encode(&group, *id, &shared.uuid, &mut slot.raw);
+        let range = byte_range(&group, disk.image.size());
         // Nobody listens only when the transfer was stopped.
         if jobs.send(Job { sequence, disk: index, group, slot, raw, zero }).is_err() {
             return Ok(());
         }
+        // After the group is on its way, and not in the worker: giving space back is a round trip to QEMU, or work for the
+        // kernel, and the workers are what a backup waits for.
+        disk.image.release(range);
     }
     Ok(())
 }
@@ -308,7 +312,6 @@ fn work(shared: &Shared, jobs: &Receiver<Job>, ready: &Sender<(u64, Ready)>) -> 
             let packed = packer.pack(&slot.raw[..raw], &mut slot.packed);
             packed.map_err(|e| compress_error(&disk.name, range.start, e))?;
         }
-        disk.image.release(range.clone());
         let read = range.end - range.start;
         // Padding behind the end of the disk is zero, but no part of the disk.
         zero = zero.min(read);

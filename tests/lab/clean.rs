@@ -44,7 +44,8 @@ impl Node {
         // What a device reads through must be the disk itself again, not a filter over it.
         for device in self.qmp(vmid, "query-block", &json!({}))?.as_array().into_iter().flatten() {
             let node = device["inserted"]["node-name"].as_str().unwrap_or_default();
-            if device["inserted"] != Value::Null && !node.starts_with("drive-") {
+            let own = node.starts_with("drive-") || node == "pflash0";
+            if device["inserted"] != Value::Null && !own {
                 left.push(format!("device {} reads through {node}", device["qdev"]));
             }
         }

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports, reason = "every test uses another part of the lab")]
 
+pub mod aftermath;
 pub mod checker;
 pub mod clean;
 pub mod demo;
@@ -19,7 +20,9 @@ pub mod record;
 pub mod run;
 pub mod serial;
 pub mod stand_in;
+pub mod trip;
 
 pub use guest::{Format, Guest, gib, kib, mib};
 pub use node::Node;
 pub use programs::require;
+pub use trip::Dice;

@@ -179,6 +179,10 @@ impl Node {
         self.machine.path(path)
     }
 
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// The config file of a guest.
     pub fn config_path(&self, vmid: u32) -> PathBuf {
         self.root.join(format!("etc/pve/nodes/pve1/qemu-server/{vmid}.conf"))

@@ -50,7 +50,7 @@ impl Case {
         let before = self.json["before"].as_object()?;
         before
             .iter()
-            .find(|(key, _)| !["running", "hook_fails"].contains(&key.as_str()))
+            .find(|(key, _)| !["running", "hook_fails", "vzdump_conf"].contains(&key.as_str()))
             .map(|(k, v)| format!("{k}: {v}"))
     }
 

@@ -38,7 +38,9 @@ print $log "{\"argv\":[" . join(',', map { quoted($_) } @ARGV) . "],\"cwd\":" . 
 close($log);
 
 if (open(my $fail, '<', "$dir/hook.fail")) {
-    my ($where, $code) = split(' ', <$fail>);
-    exit($code) if $where eq $phase;
+    while (<$fail>) {
+        my ($where, $code) = split(' ');
+        exit($code) if defined($code) && $where eq $phase;
+    }
 }
 exit(0);

@@ -31,10 +31,12 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\(\d+:\d\d:\d\d\)", "(DURATION)"),
         (r"archive file size: .*", "archive file size: SIZE"),
         (r"[0-9.]+ [KMGT]?i?B(/s)?", "SIZE"),
-        (r" +\d+%", " N%"),
         (r"\(\d+%\)", "(N%)"),
+        (r" +\d+%", " N%"),
         (r"in \d+s,", "in Ns,"),
         (r"(in|after) <?\d+ seconds?", "$1 N seconds"),
+        // Less than a second has no rate.
+        (r"^(.*transferred SIZE) in N seconds.*", "$1"),
         (r"vzdumptmp\d+", "vzdumptmpN"),
     ]
     .into_iter()

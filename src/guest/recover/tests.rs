@@ -26,7 +26,7 @@ impl GuestActions for Double {
     fn sweep(&self, _: u32, qmp: &Path) -> Step {
         self.call(&format!("sweep {}", qmp.display()))
     }
-    fn start(&self, _: u32) -> Step {
+    fn start(&self, _: u32, _: Option<u32>) -> Step {
         self.call("start")
     }
     fn stop(&self, _: u32) -> Step {

@@ -103,11 +103,11 @@ impl Drop for Running {
 fn freeze_and_thaw() {
     let running = Running::new(|_, _, _| false);
     assert_eq!(running.connect().freeze_status(QUICK).unwrap(), FreezeStatus::Thawed);
-    let freeze = running.connect().freeze(QUICK).unwrap();
+    let freeze = running.connect().freeze(QUICK, QUICK).unwrap();
     assert!(running.frozen() && freeze.frozen() == 2);
     assert_eq!(freeze.thaw().unwrap(), 2);
     assert!(!running.frozen());
-    drop(running.connect().freeze(QUICK).unwrap());
+    drop(running.connect().freeze(QUICK, QUICK).unwrap());
     assert!(!running.frozen(), "dropped means thawed");
 }
 
@@ -147,7 +147,7 @@ fn a_freeze_without_answer_is_thawed() {
         command == "guest-fsfreeze-freeze"
     });
     let agent = running.connect();
-    let e = within(Duration::from_secs(3), "freeze", || error(agent.freeze(QUICK)));
+    let e = within(Duration::from_secs(3), "freeze", || error(agent.freeze(QUICK, QUICK)));
     assert!(matches!(&e, QemuError::Timeout { command, .. } if command == "guest-fsfreeze-freeze"), "{e}");
     assert!(!running.frozen());
 }
@@ -162,14 +162,14 @@ fn a_thaw_is_tried_again() {
         }
         false
     });
-    running.connect().freeze(QUICK).unwrap().thaw().unwrap();
+    running.connect().freeze(QUICK, QUICK).unwrap().thaw().unwrap();
     assert!(!running.frozen() && running.count("guest-fsfreeze-thaw") == 2);
 }
 
 #[test]
 fn a_thaw_that_never_works_is_said() {
     let running = Running::new(|command, _, _| command == "guest-fsfreeze-thaw");
-    let freeze = running.connect().freeze(QUICK).unwrap();
+    let freeze = running.connect().freeze(QUICK, QUICK).unwrap();
     let e = within(Duration::from_secs(5), "thaw", || error(freeze.thaw()));
     assert!(e.to_string().contains("may still be frozen"), "{e}");
     assert!(running.count("guest-fsfreeze-thaw") > 1);
@@ -187,7 +187,7 @@ fn refusals_and_foreign_freezes() {
     let mut agent = running.connect();
     let e = error(agent.execute("guest-info", json!({}), QUICK));
     assert_eq!(e.to_string(), "guest agent command 'guest-info' failed: disabled (CommandNotFound)");
-    let e = error(agent.freeze(QUICK));
+    let e = error(agent.freeze(QUICK, QUICK));
     assert!(e.to_string().contains("already frozen"), "{e}");
     assert!(running.frozen(), "not ours to thaw");
 }

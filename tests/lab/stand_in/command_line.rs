@@ -5,6 +5,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
+use std::path::Path;
+
+/// What a guest with `bios: ovmf` gets as its firmware: flash beside the EFI disk, which is all that matters here, but one
+/// that boots as the other guests do. Part of every QEMU for PCs.
+const FIRMWARE: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// The words of the command line, program first.
 ///
@@ -28,7 +33,17 @@ pub fn build(machine: &Machine, vmid: u32, guest: &GuestConfig) -> Result<Vec<St
     add("m", guest.get("memory").unwrap_or("128").into());
     add("global", "PIIX4_PM.disable_s3=1".into());
     add("global", "PIIX4_PM.disable_s4=1".into());
-    add("machine", "accel=tcg,smm=off,type=pc".into());
+    let flash = guest.get("bios") == Some("ovmf") && guest.get("efidisk0").is_some() && Path::new(FIRMWARE).exists();
+    if flash {
+        let firmware = json!({
+            "driver": "raw", "node-name": "pflash0", "read-only": true,
+            "file": {"driver": "file", "filename": FIRMWARE, "read-only": true},
+        });
+        add("blockdev", firmware.to_string());
+        add("machine", "accel=tcg,smm=off,type=pc,pflash0=pflash0,pflash1=drive-efidisk0".into());
+    } else {
+        add("machine", "accel=tcg,smm=off,type=pc".into());
+    }
     if guest.get("serial0") == Some("socket") {
         add("chardev", format!("socket,id=serial0,path={},server=on,wait=off", file("serial0")));
         add("device", "isa-serial,chardev=serial0".into());
@@ -43,7 +58,9 @@ pub fn build(machine: &Machine, vmid: u32, guest: &GuestConfig) -> Result<Vec<St
     for (key, value) in guest.entries() {
         let Some((bus, index)) = disk_key(key) else { continue };
         let (volid, properties) = value.split_once(',').unwrap_or((value, ""));
-        if properties.split(',').any(|property| property == "media=cdrom") || volid == "none" {
+        if properties.split(',').any(|property| property == "media=cdrom") {
+            let (bus, unit) = (index / 2, index % 2);
+            add("device", format!("ide-cd,bus=ide.{bus},unit={unit},id={key}"));
             continue;
         }
         let volume = storages.volume(volid.trim_start_matches("file="))?;
@@ -120,10 +137,14 @@ fn blockdev(drive: &str, path: &str, format: &str, throttled: bool) -> Value {
     let mut hash = digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     hash.truncate(30);
     let cache = json!({"direct": false, "no-flush": false});
-    let file = json!({
+    let mut file = json!({
         "driver": "file", "filename": path, "aio": "threads", "cache": cache, "detect-zeroes": "on",
         "discard": "ignore", "node-name": format!("e{hash}"), "read-only": false,
     });
+    if let Some(offset) = bad_sector(path) {
+        let fails = json!({"event": "none", "iotype": "read", "errno": 5, "sector": offset / 512, "once": false});
+        file = json!({"driver": "blkdebug", "image": file, "inject-error": [fails], "node-name": format!("b{hash}")});
+    }
     let node = if throttled { format!("f{hash}") } else { drive.to_owned() };
     let image = json!({
         "driver": format, "file": file, "cache": cache, "detect-zeroes": "on", "discard": "ignore",
@@ -136,6 +157,11 @@ fn blockdev(drive: &str, path: &str, format: &str, throttled: bool) -> Value {
         "driver": "throttle", "file": image, "detect-zeroes": "on", "discard": "ignore", "node-name": drive,
         "read-only": false, "throttle-group": format!("throttle-{drive}"),
     })
+}
+
+/// A test asks for a disk with a sector that cannot be read by a file `<image>.bad-sector` with its byte offset.
+fn bad_sector(path: &str) -> Option<u64> {
+    std::fs::read_to_string(format!("{path}.bad-sector")).ok()?.trim().parse().ok()
 }
 
 /// Splits as a shell does, with single and double quotes.

@@ -1,7 +1,9 @@
 //! `qm status|start|shutdown|stop|suspend|resume|showcmd|unlock`.
 
 use super::{GuestConfig, Machine, arguments, command_line, config, power, vmid};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
 use std::time::Duration;
 
 pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
@@ -16,6 +18,8 @@ pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
     {
         guest.refuse_locked()?;
     }
+    // As on a node: who starts a guest waits for who is still shutting it down.
+    let _turn = if matches!(verb, "start" | "shutdown" | "stop") { Some(turn(machine, id)?) } else { None };
     let timeout = option("timeout").and_then(|value| value.parse().ok()).map(Duration::from_secs);
     match verb {
         "status" if power::is_running(machine, id) => return Ok("status: running\n".to_owned()),
@@ -36,4 +40,10 @@ pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
         other => bail!("qm {other}: the stand-in does not know this word"),
     }
     Ok(String::new())
+}
+
+fn turn(machine: &Machine, id: u32) -> Result<Flock<File>> {
+    let path = machine.path(&format!("/var/lock/qemu-server/power-{id}"));
+    let file = File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
 }
