@@ -33,9 +33,12 @@ lint:
 fmt:
 	$(CARGO) fmt
 
-# The other names live in a directory of their own, so that the vzdump and qmrestore of a Proxmox node stay what they are.
-# Put $(LIBDIR)/bin first in PATH to use them, or call `vzkeep vzdump ...`.
+# The other names, their man pages and completions live in a directory of their own, so that those of a Proxmox node stay
+# what they are. Put $(LIBDIR)/bin first in PATH to use them (`man` finds the pages beside it), or call `vzkeep vzdump ...`.
 install: all
 	install -D -m 755 target/release/vzkeep $(DESTDIR)$(PREFIX)/bin/vzkeep
-	install -d $(DESTDIR)$(LIBDIR)/bin
-	for name in vzdump qmrestore; do ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name || exit 1; done
+	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/man/man1 $(DESTDIR)$(LIBDIR)/completions
+	for name in vzdump qmrestore; do \
+	    ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name && \
+	    target/release/vzkeep man $$name >$(DESTDIR)$(LIBDIR)/man/man1/$$name.1 && \
+	    target/release/vzkeep completion $$name >$(DESTDIR)$(LIBDIR)/completions/$$name || exit 1; done

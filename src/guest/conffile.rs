@@ -1,6 +1,7 @@
 //! A VM's config file on the node: reading and replacing it whole, and the `lock:` line in it, under the lock that the
 //! node's own tools take for the same (`/var/lock/qemu-server/lock-<vmid>.conf`).
 
+use crate::config::GuestConfig;
 use crate::host::Host;
 use crate::host::files::{self, replace, sync_parent};
 use nix::fcntl::Flock;
@@ -22,52 +23,45 @@ pub fn firewall_path(vmid: u32) -> PathBuf {
     PathBuf::from(format!("/etc/pve/firewall/{vmid}.fw"))
 }
 
-/// The config of VM `vmid`; `None` when there is no such VM on this node.
+/// The config of VM `vmid`, byte by byte: a description may be in any encoding. `None` when there is no such VM on this node.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn read(host: &Host, vmid: u32) -> io::Result<Option<String>> {
-    match std::fs::read_to_string(host.path(config_path(host, vmid))) {
-        Ok(text) => Ok(Some(text)),
+pub fn read(host: &Host, vmid: u32) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read(host.path(config_path(host, vmid))) {
+        Ok(config) => Ok(Some(config)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }
 
 /// The value of `lock:` in the config's main part.
-pub fn lock_of(text: &str) -> Option<&str> {
-    main_part(text).find_map(|line| line.strip_prefix("lock:")).map(str::trim)
+pub fn lock_of(config: &[u8]) -> Option<String> {
+    GuestConfig::parse(config).lock()
 }
 
 /// The config with `lock: <lock>` in its main part, or without any lock line.
-pub fn with_lock(text: &str, lock: Option<&str>) -> String {
-    let head_len: usize = main_len(text);
-    let mut out: String = text[..head_len].split_inclusive('\n').filter(|line| !line.starts_with("lock:")).collect();
-    if let Some(lock) = lock {
-        if !out.is_empty() && !out.ends_with('\n') {
-            out.push('\n');
-        }
-        // Options come sorted by name in these files, but readers do not care.
-        let blank_tail = out.len() - out.trim_end_matches('\n').len();
-        let at = if out.is_empty() { 0 } else { out.len() + 1 - blank_tail.max(1) };
-        out.insert_str(at, &format!("lock: {lock}\n"));
+pub fn with_lock(config: &[u8], lock: Option<&str>) -> Vec<u8> {
+    let mut config = GuestConfig::parse(config);
+    match lock {
+        Some(lock) => config.set_lock(lock),
+        None => drop(config.remove_lock()),
     }
-    out.push_str(&text[head_len..]);
-    out
+    config.to_bytes()
 }
 
-/// Runs `edit` on the config's text (`None`: no such VM) while nobody else edits it, and stores what it returns
-/// (`None`: leave as it is).
+/// Runs `edit` on the config (`None`: no such VM) while nobody else edits it, and stores what it returns (`None`: leave as
+/// it is).
 ///
 /// # Errors
 /// When the lock is not to be had in ten seconds, reading or writing fails, or `edit` says so.
 pub fn edit<F>(host: &Host, vmid: u32, edit: F) -> io::Result<()>
 where
-    F: FnOnce(Option<String>) -> io::Result<Option<String>>,
+    F: FnOnce(Option<Vec<u8>>) -> io::Result<Option<Vec<u8>>>,
 {
     let _guard = file_lock(host, vmid)?;
-    if let Some(text) = edit(read(host, vmid)?)? {
-        replace(&host.path(config_path(host, vmid)), text.as_bytes())?;
+    if let Some(config) = edit(read(host, vmid)?)? {
+        replace(&host.path(config_path(host, vmid)), &config)?;
     }
     Ok(())
 }
@@ -78,11 +72,10 @@ where
 /// As [`edit`].
 pub fn remove_lock(host: &Host, vmid: u32, lock: &str) -> io::Result<bool> {
     let mut removed = false;
-    edit(host, vmid, |text| {
-        Ok(text.filter(|t| lock_of(t) == Some(lock)).map(|t| {
-            removed = true;
-            with_lock(&t, None)
-        }))
+    edit(host, vmid, |config| {
+        let config = config.filter(|config| lock_of(config).as_deref() == Some(lock));
+        removed = config.is_some();
+        Ok(config.map(|config| with_lock(&config, None)))
     })?;
     Ok(removed)
 }
@@ -94,7 +87,7 @@ pub fn remove_lock(host: &Host, vmid: u32, lock: &str) -> io::Result<bool> {
 pub fn remove_placeholder(host: &Host, vmid: u32) -> io::Result<bool> {
     let _guard = file_lock(host, vmid)?;
     match read(host, vmid)? {
-        Some(text) if is_placeholder(&text) => {
+        Some(config) if is_placeholder(&config) => {
             let path = host.path(config_path(host, vmid));
             std::fs::remove_file(&path)?;
             sync_parent(&path)?;
@@ -105,8 +98,8 @@ pub fn remove_placeholder(host: &Host, vmid: u32) -> io::Result<bool> {
 }
 
 /// Whether a config is the empty one that stands in for a guest being restored.
-pub fn is_placeholder(text: &str) -> bool {
-    text.trim() == "lock: create"
+pub fn is_placeholder(config: &[u8]) -> bool {
+    config.trim_ascii() == b"lock: create"
 }
 
 /// Whether any guest's config on any node of the cluster names volume `volid`.
@@ -148,21 +141,6 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-fn main_len(text: &str) -> usize {
-    let mut len = 0;
-    for line in text.split_inclusive('\n') {
-        if line.starts_with('[') {
-            break;
-        }
-        len += line.len();
-    }
-    len
-}
-
-fn main_part(text: &str) -> impl Iterator<Item = &str> {
-    text[..main_len(text)].lines()
-}
-
 fn file_lock(host: &Host, vmid: u32) -> io::Result<Flock<File>> {
     let path = host.path(format!("/var/lock/qemu-server/lock-{vmid}.conf"));
     let failed = |why: &str| format!("can't lock file '{}' - {why}", path.display());
@@ -181,17 +159,29 @@ mod tests {
 
     #[test]
     fn lock_line_goes_into_and_out_of_the_main_part_only() {
-        assert_eq!(lock_of(CONFIG), None);
-        let locked = with_lock(CONFIG, Some("backup"));
-        assert_eq!(
-            locked,
-            "#notes\ncores: 1\nscsi0: local:1/vm-1-disk-0.raw,size=1G\nlock: backup\n\n[snap]\nlock: prepare\n"
-        );
-        assert_eq!(lock_of(&locked), Some("backup"));
-        assert_eq!(with_lock(&locked, None), CONFIG);
-        assert_eq!(with_lock("", Some("create")), "lock: create\n");
-        assert_eq!(with_lock("a: 1", Some("create")), "a: 1\nlock: create\n");
-        assert_eq!(with_lock("a: 1\n", Some("create")), "a: 1\nlock: create\n");
+        assert_eq!(lock_of(CONFIG.as_bytes()), None);
+        let locked = with_lock(CONFIG.as_bytes(), Some("backup"));
+        let wanted = CONFIG.replace("scsi0:", "lock: backup\nscsi0:");
+        assert_eq!(String::from_utf8(locked.clone()).unwrap(), wanted);
+        assert_eq!(lock_of(&locked).as_deref(), Some("backup"));
+        assert_eq!(with_lock(&locked, None), CONFIG.as_bytes());
+        assert!(is_placeholder(&with_lock(b"", Some("create"))));
+    }
+
+    #[test]
+    fn a_config_that_is_no_utf8_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/hostname"), "pve1").unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        let path = host.path(config_path(&host, 100));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let config = b"#K\xfcche\ncores: 1\n";
+        std::fs::write(&path, config).unwrap();
+        edit(&host, 100, |text| Ok(text.map(|text| with_lock(&text, Some("backup"))))).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"#K\xfcche\ncores: 1\nlock: backup\n");
+        assert!(!remove_lock(&host, 100, "create").unwrap() && remove_lock(&host, 100, "backup").unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), config);
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Held {
         let (record, mut noted, mut foreign) = (&mut self.record, Ok(()), None);
         let edited = conffile::edit(&self.host, self.vmid, |text| {
             let text = text.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
-            foreign = conffile::lock_of(&text).map(str::to_owned);
+            foreign = conffile::lock_of(&text);
             if foreign.is_none() {
                 noted = record.note(&Intent::ConfigLock { lock: "backup".into() });
             }

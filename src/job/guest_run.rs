@@ -160,7 +160,7 @@ impl GuestRun<'_> {
     fn locked(&mut self, held: &mut Held) -> Result<(), GuestError> {
         let (job, vmid) = (self.job, self.vmid);
         let text = conffile::read(job.host, vmid.get()).map_err(|e| GuestError::Config(vmid, e))?;
-        let config = GuestConfig::parse(text.ok_or(GuestError::NotFound(vmid))?.as_bytes());
+        let config = GuestConfig::parse(&text.ok_or(GuestError::NotFound(vmid))?);
         if !self.running {
             self.mode = Mode::Stop;
         }

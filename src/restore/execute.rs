@@ -159,7 +159,7 @@ fn claim(plan: &Plan, record: &mut Record, host: &Host) -> Result<(), ExecuteErr
     let intent = if plan.overwrite { Intent::ConfigLock { lock: LOCK.into() } } else { Intent::NewConfig };
     let changed = |what: &str| Err(io::Error::other(what.to_owned()));
     // Looked at before the note: a lock or placeholder that is there already is not ours, and recovery must not take it.
-    let look = |text: Option<&str>| match (text, plan.overwrite) {
+    let look = |text: Option<&[u8]>| match (text, plan.overwrite) {
         (Some(_), false) => changed("a guest of this id was made meanwhile"),
         (None, true) => changed("the guest was removed meanwhile"),
         (Some(text), true) if conffile::lock_of(text).is_some() => changed("the guest was locked meanwhile"),
@@ -190,12 +190,6 @@ fn commit(
     let planned = plan.warnings.len();
     let config = plan.config(volids, &mut tools.fresh);
     plan.warnings[planned..].iter().for_each(|w| (tools.line)(&format!("WARN: {w}")));
-    let config = String::from_utf8(config).map_err(|e| {
-        ExecuteError::Step(format!(
-            "the configuration in the archive is not UTF-8 text, at byte {}",
-            e.utf8_error().valid_up_to()
-        ))
-    })?;
     // Noted while the old config still names them, and so still safe from recovery.
     for volid in &plan.replaced {
         record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
@@ -209,7 +203,7 @@ fn commit(
             |e| ExecuteError::Step(format!("writing '{}' failed: {e}", conffile::firewall_path(vmid).display())),
         )?;
     }
-    conffile::edit(tools.host, vmid, |text| match text.as_deref().and_then(conffile::lock_of) {
+    conffile::edit(tools.host, vmid, |text| match text.and_then(|text| conffile::lock_of(&text)).as_deref() {
         Some(LOCK) => Ok(Some(config)),
         _ => Err(io::Error::other("somebody removed our lock from it during the restore")),
     })

@@ -12,8 +12,8 @@ pub use draft::{Draft, DraftError};
 pub use listing::{Entry, entries, list};
 pub use names::{ArchiveName, GuestKind};
 pub use prune::{Backup, Mark, plan_prune};
-pub use volid::{ContentPath, VolId, VolIdError, next_disk_name};
-pub use volume::{NewVolume, VolumeError, Volumes};
+pub use volid::{ContentPath, VolId, VolIdError};
+pub use volume::{VolumeError, Volumes};
 
 #[cfg(test)]
 mod tests;

@@ -94,16 +94,3 @@ impl VolId {
         }
     }
 }
-
-/// The next free name of a guest's disk, `vm-300-disk-1.raw`, given the names that exist; numbers are shared by all
-/// formats and by the bases of templates.
-pub fn next_disk_name<'a>(vmid: Vmid, format: &str, existing: impl IntoIterator<Item = &'a str>) -> String {
-    let prefixes = [format!("vm-{vmid}-disk-"), format!("base-{vmid}-disk-")];
-    let number = |name: &str| -> Option<u32> {
-        let rest = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix.as_str()))?;
-        rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
-    let used: std::collections::BTreeSet<u32> = existing.into_iter().filter_map(number).collect();
-    let free = (0..).find(|number| !used.contains(number)).unwrap_or_default();
-    format!("vm-{vmid}-disk-{free}.{format}")
-}

@@ -1,16 +1,16 @@
-//! Volumes: their paths, new ones, and their removal. On storages that are plain directories all of that is done here; for
-//! the others `pvesm` is asked.
+//! Volumes: their paths and their removal. On storages that are plain directories both are done here; for the others `pvesm`
+//! is asked. New ones are always made by `pvesm`.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::volid::{VolId, VolIdError, next_disk_name};
+use super::volid::{VolId, VolIdError};
 use crate::config::{Storage, StorageCfg, StorageError};
 use crate::host::Host;
-use crate::schema::{Vmid, parse_bool};
+use crate::schema::Vmid;
 
 /// The storages of the node.
 #[derive(Debug, Clone)]
@@ -56,54 +56,6 @@ pub enum VolumeError {
         /// Its exit status and what it said.
         reason: String,
     },
-    /// A directory storage has only these formats.
-    #[error("format '{0}' cannot be used for a new image, only raw, qcow2 or vmdk")]
-    Format(String),
-}
-
-/// A volume that was just made. Unless [`kept`](Self::keep), it is removed when dropped.
-#[derive(Debug)]
-pub struct NewVolume {
-    volumes: Volumes,
-    volid: VolId,
-    path: PathBuf,
-    keep: bool,
-}
-
-impl NewVolume {
-    /// Its id.
-    pub fn volid(&self) -> &VolId {
-        &self.volid
-    }
-
-    /// Where it really lies (below our root prefix).
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// It is wanted: it stays.
-    pub fn keep(mut self) -> VolId {
-        self.keep = true;
-        self.volid.clone()
-    }
-
-    /// Removes it now, and says whether that worked.
-    ///
-    /// # Errors
-    /// As [`Volumes::free`].
-    pub fn discard(mut self) -> Result<(), VolumeError> {
-        self.keep = true;
-        self.volumes.free(&self.volid)
-    }
-}
-
-impl Drop for NewVolume {
-    fn drop(&mut self) {
-        if !self.keep {
-            // Nobody is left to be told; who cares calls discard().
-            self.volumes.free(&self.volid).unwrap_or_default();
-        }
-    }
 }
 
 impl Volumes {
@@ -161,74 +113,6 @@ impl Volumes {
         Ok(PathBuf::from(run(self.host.command("pvesm").args(["path", volume]))?.trim()))
     }
 
-    /// Makes a volume of `size` bytes (rounded up to 512; to KiB by `pvesm`) for a guest's disk. It reads as zeros.
-    ///
-    /// # Errors
-    /// When the storage cannot be used or the volume cannot be made; nothing is left then.
-    pub fn alloc(&self, storage: &str, vmid: Vmid, format: &str, size: u64) -> Result<NewVolume, VolumeError> {
-        let found = self.storage(storage)?;
-        let volid = if found.has_image_files() {
-            self.alloc_file(found, vmid, format, size)?
-        } else {
-            let (kib, vmid) = (size.div_ceil(1024).to_string(), vmid.to_string());
-            let said = run(self.host.command("pvesm").args(["alloc", storage, &vmid, "", &kib, "--format", format]))?;
-            // successfully created 'local-lvm:vm-300-disk-0'
-            let name = said.rsplit('\'').nth(1).unwrap_or_default();
-            name.parse()?
-        };
-        let mut made = NewVolume { volumes: self.clone(), volid, path: PathBuf::new(), keep: false };
-        made.path = self.path(&made.volid.to_string())?;
-        Ok(made)
-    }
-
-    fn alloc_file(&self, storage: &Storage, vmid: Vmid, format: &str, size: u64) -> Result<VolId, VolumeError> {
-        if !matches!(format, "raw" | "qcow2" | "vmdk") {
-            return Err(VolumeError::Format(format.to_owned()));
-        }
-        let images = storage.content_dir("images").ok_or_else(|| VolIdError::NoPath(storage.id.clone()))?;
-        let dir = self.host.path(images).join(vmid.to_string());
-        let failed = |operation, path: &Path| {
-            let path = path.to_owned();
-            move |source| VolumeError::File { operation, path, source }
-        };
-        fs::create_dir_all(&dir).map_err(failed("creating directory", &dir))?;
-        loop {
-            let mut names = Vec::new();
-            for file in fs::read_dir(&dir).map_err(failed("listing", &dir))? {
-                names.push(file.map_err(failed("listing", &dir))?.file_name().to_string_lossy().into_owned());
-            }
-            let name = next_disk_name(vmid, format, names.iter().map(String::as_str));
-            let path = dir.join(&name);
-            // Creating the file takes the name: two allocations at once never share one.
-            let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => file,
-                Err(source) if source.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(source) => return Err(failed("creating", &path)(source)),
-            };
-            let size = size.div_ceil(512) * 512;
-            let made = if format == "raw" {
-                file.set_len(size).map_err(failed("resizing", &path))
-            } else {
-                self.create_image(storage, &path, format, size)
-            };
-            if let Err(error) = made {
-                fs::remove_file(&path).map_err(failed("removing", &path))?;
-                return Err(error);
-            }
-            return Ok(VolId { storage: storage.id.clone(), volume: format!("{vmid}/{name}") });
-        }
-    }
-
-    fn create_image(&self, storage: &Storage, path: &Path, format: &str, size: u64) -> Result<(), VolumeError> {
-        let mut command = self.host.command("qemu-img");
-        command.args(["create", "-q", "-f", format]);
-        // As PVE: metadata is allocated beforehand unless the storage says otherwise.
-        if format == "qcow2" && storage.get("preallocation").unwrap_or("metadata") != "off" {
-            command.args(["-o", "preallocation=metadata"]);
-        }
-        run(command.arg(path).arg(size.to_string())).map(drop)
-    }
-
     /// Removes a volume; one that is gone already is fine.
     ///
     /// # Errors
@@ -252,25 +136,6 @@ impl Volumes {
             fs::remove_dir(dir).unwrap_or_default();
         }
         Ok(())
-    }
-
-    /// The format new images get on a storage when nothing else is asked for.
-    pub fn default_format(&self, storage: &str) -> &'static str {
-        match self.cfg.get(storage) {
-            Some(found) if found.get("format") == Some("qcow2") => "qcow2",
-            Some(found) if found.get("snapshot-as-volume-chain").and_then(parse_bool) == Some(true) => "qcow2",
-            _ => "raw",
-        }
-    }
-
-    /// The format a disk of `format` gets on a storage: the same where it can be, else raw.
-    pub fn usable_format(&self, storage: &str, format: &str) -> &'static str {
-        match (self.cfg.get(storage).is_some_and(Storage::has_image_files), format) {
-            (true, "qcow2") => "qcow2",
-            (true, "vmdk") => "vmdk",
-            (true, "") => self.default_format(storage),
-            _ => "raw",
-        }
     }
 }
 

@@ -101,7 +101,7 @@ fn the_guest_runs_first_and_the_lock_goes_last() {
             "removed lock 'backup' of VM 100"
         ]
     );
-    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), "name: a\n");
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), b"name: a\n");
     orphan.clear().unwrap();
     assert!(node.reopen().is_none());
 }
@@ -147,7 +147,7 @@ fn a_lock_of_somebody_else_stays() {
     let mut orphan = node.orphan(&[Intent::ConfigLock { lock: "backup".into() }, Intent::NewConfig]);
     let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
     assert!(report.failed.is_empty() && report.done.is_empty());
-    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), "lock: migrate\n");
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), b"lock: migrate\n");
 }
 
 #[test]
