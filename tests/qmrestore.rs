@@ -303,7 +303,7 @@ fn overwriting_keeps_the_old_guest_until_the_new_one_is_complete() {
     let words = [ARCHIVE, "300", "--force", "--bwlimit", "100"];
     let mut child = node.command(&words).stdout(Stdio::null()).spawn().unwrap();
     wait_for(|| node.images().len() == 4);
-    assert_eq!(node.config().unwrap(), format!("{old}lock: create\n"));
+    assert_eq!(node.config().unwrap(), format!("lock: create\n{old}"));
     child.kill().unwrap();
     child.wait().unwrap();
     wait_for(|| !node.record().exists());
