@@ -2,7 +2,7 @@
 
 use crate::data;
 use crate::lab::{Format, Guest, Node, gib, mib};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The guest with the data.
@@ -91,7 +91,7 @@ impl Scene {
     }
 
     /// Removes what runs left, waits until the disk is calm, and puts `input` into the page cache.
-    pub fn reset(&self, input: &PathBuf) {
+    pub fn reset(&self, input: &Path) {
         let dump = self.node.path("/mnt/backup/dump");
         for entry in std::fs::read_dir(dump).unwrap() {
             std::fs::remove_file(entry.unwrap().path()).unwrap();
