@@ -165,7 +165,12 @@ impl<'a> Restore<'a> {
                 }
             }
         };
-        if let Some(Err(e)) = guard.map(Guard::done) {
+        // What could not be undone is left to the guardian: letting go of it without a word sets it to work.
+        let undone = crate::guest::record::recorded(self.host).is_ok_and(|left| !left.contains(&vmid));
+        if let Some(guard) = guard
+            && undone
+            && let Err(e) = guard.done()
+        {
             log.warn(&format!("the guardian process did not end well: {e}"));
         }
         result?;

@@ -73,8 +73,15 @@ impl GuestActions for NodeActions<'_> {
             }
         }
         // Our own `lock: backup` is still in the config and goes last, so that nobody else is let in before.
-        output(self.host, "qm", &["start", &vmid.to_string(), "--skiplock"])?;
-        Ok(Some(format!("started VM {vmid} again")))
+        match output(self.host, "qm", &["start", &vmid.to_string(), "--skiplock"]) {
+            Ok(_) => Ok(Some(format!("started VM {vmid} again"))),
+            // What the killed run had begun was faster: QEMU is there, and may hold the guest.
+            Err(_) if self.status(vmid).is_ok_and(|status| status == "running") => {
+                self.monitor.resume(vmid)?;
+                Ok(Some(format!("started VM {vmid} again")))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn stop(&self, vmid: u32) -> Step {

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The last word of a run that ends in order.
 const DONE: &[u8] = b"done";
@@ -19,6 +19,10 @@ const DONE: &[u8] = b"done";
 const READY: &[u8] = b"ready\n";
 /// How long a guardian may take to stand.
 const START: Duration = Duration::from_secs(10);
+/// How long it goes on trying to undo what cannot be undone at once.
+const PERSISTENCE: Duration = Duration::from_secs(3600);
+/// How long it waits before it tries again, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// How long a killed run may take to let go of its record: the kernel closes its files one after the other.
 const LET_GO: Duration = Duration::from_secs(20);
 
@@ -105,11 +109,31 @@ pub fn stand(host: &Host, vmid: u32, actions: &dyn GuestActions) -> Result<Optio
         return Ok(None);
     }
     let Some(mut orphan) = Orphan::take(host, vmid, LET_GO)? else { return Ok(None) };
-    let report = recover(host, &mut orphan, actions, LockClaim::Certain);
-    if report.failed.is_empty() {
-        orphan.clear()?;
+    let give_up = Instant::now() + PERSISTENCE;
+    let mut claim = LockClaim::Certain;
+    let mut done = Vec::new();
+    let mut pause = PAUSES.0;
+    loop {
+        let mut report = recover(host, &mut orphan, actions, claim);
+        done.append(&mut report.done);
+        report.done.clone_from(&done);
+        if report.failed.is_empty() {
+            orphan.clear()?;
+            return Ok(Some(report));
+        }
+        if Instant::now() > give_up {
+            return Ok(Some(report));
+        }
+        // A monitor that is in use, a storage that hangs: tried again later. Meanwhile a new run may take the guest over.
+        drop(orphan);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES.1);
+        match Orphan::take(host, vmid, LET_GO)? {
+            Some(left) => orphan = left,
+            None => return Ok(Some(report)),
+        }
+        claim = LockClaim::UnlessVzdumpRuns;
     }
-    Ok(Some(report))
 }
 
 /// A signal to the run's process group or the end of its terminal must not take the guardian along, and files that the

@@ -5,8 +5,10 @@ use super::actions::NodeActions;
 use super::conffile;
 use super::guard::Guard;
 use super::monitor::QemuMonitor;
-use super::record::{Intent, Opened, Orphan, Record, RecordError};
+use super::record::{Intent, Opened, Orphan, Record, RecordError, recorded};
 use super::recover::{LockClaim, Report, recover};
+use std::time::Duration;
+
 use crate::host::Host;
 
 /// The guest could not be taken or let go.
@@ -129,10 +131,33 @@ impl Held {
             }
             Err(e) => Report { done: Vec::new(), failed: vec![e.to_string()] },
         };
-        if let Err(e) = guard.done() {
+        if !report.failed.is_empty() {
+            // The guardian takes over, and tries again for as long as it makes sense.
+            drop(guard);
+        } else if let Err(e) = guard.done() {
             report.failed.push(format!("the guardian process was lost: {e}"));
         }
         report
+    }
+}
+
+/// Undoes what killed runs of vzdump left of any guest of this node, each step a line to `told`; what fails is a line of the
+/// second kind and stays recorded. Only for a caller that holds the node's vzdump lock.
+pub fn recover_all(host: &Host, told: &mut dyn FnMut(&str), failed: &mut dyn FnMut(&str)) {
+    for vmid in recorded(host).unwrap_or_default() {
+        // A guest that a living run or its guardian works on is not ours to touch.
+        let Ok(Some(mut orphan)) = Orphan::take(host, vmid, Duration::ZERO) else { continue };
+        if orphan.owner.as_ref().is_some_and(|owner| owner.command != "vzdump") {
+            continue;
+        }
+        let report = undo(host, &mut orphan);
+        report.done.iter().for_each(|line| told(&format!("undoing what a killed run left: {line}")));
+        report.failed.iter().for_each(|line| failed(&format!("a killed run of VM {vmid}: {line}")));
+        if report.failed.is_empty()
+            && let Err(e) = orphan.clear()
+        {
+            failed(&e.to_string());
+        }
     }
 }
 

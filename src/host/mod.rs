@@ -9,6 +9,7 @@ pub mod procfs;
 pub mod sys;
 pub use cancel::Cancel;
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,7 +68,8 @@ impl Host {
     /// A command of the node (`qm`, `pvesm`, `vzkeep-pve-bridge`, `lzop`), found through `PATH`.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env(Self::ROOT_VAR, &self.root);
+        // Ctrl-C is for us: what a child does to a guest must not be cut in half, and recovery needs its children, too.
+        command.env(Self::ROOT_VAR, &self.root).process_group(0);
         command
     }
 

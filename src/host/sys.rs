@@ -28,9 +28,3 @@ fn range(file: impl AsFd, offset: u64, len: u64, flags: libc::c_uint) -> io::Res
     let rc = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset.cast_signed(), len.cast_signed(), flags) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
-
-/// Starts writing the dirty pages of a range to the device, without waiting for them. A hint: whether it took effect shows
-/// at the next `fdatasync`, and so do the errors.
-pub(crate) fn start_writeback(file: &std::fs::File, offset: u64, len: u64) {
-    let _hint = start_write_back(file, offset, len);
-}

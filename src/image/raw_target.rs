@@ -103,7 +103,8 @@ impl RawTarget {
         }
         let due = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner).add(&(offset..end));
         if let Some(span) = due {
-            sys::start_writeback(&self.file, span.start, span.end - span.start);
+            // Only a hint: what it would have told, the flush tells.
+            sys::start_write_back(&self.file, span.start, span.end - span.start).unwrap_or_default();
         }
         Ok(())
     }

@@ -20,18 +20,20 @@ use crate::image::{ImageError, MemImage, open_image};
 use crate::qemu::{Agent, FsFreeze, QemuError, Qmp, Session, SessionSpec};
 use crate::schema::Mode;
 use crate::schema::size::archive_size;
-use crate::storage::Draft;
-use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, Progress, TransferError, backup};
+use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Draft, Output, Progress, TransferError, backup};
 
 /// How long a guest agent may take to answer: an agent that is not there must not hold up the backup.
 const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a freeze may take; afterwards it is taken back.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the monitor may be in use by somebody else.
-const QMP_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const QMP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Disks that QEMU does not have, by device, as they were at the instant.
 type Beside = Vec<(String, Arc<MemImage>)>;
+
+/// Size in bytes of the largest disk that is read whole into memory; the state of a TPM has 4 MiB.
+const MOST_BESIDE: u64 = 64 << 20;
 
 /// The disks at their instant, and what has to go when they were read.
 #[derive(Default)]
@@ -85,7 +87,10 @@ impl GuestRun<'_> {
         if let Err(error) = closed {
             log.warn(&error.to_string());
         }
-        if fleecing_may_go { self.free_fleecing(&fleecing, held) } else { Ok(()) }
+        if fleecing_may_go && let Err(error) = self.free_fleecing(&fleecing, held) {
+            log.warn(&error.to_string());
+        }
+        Ok(())
     }
 
     /// Gives the complete archive its name.
@@ -134,15 +139,18 @@ impl GuestRun<'_> {
             // Our turn at the monitor comes before the freeze: a guest must not stand frozen while somebody else uses it.
             drop(Qmp::connect_unless(&qmp_socket(job.host, vm.vmid), QMP_PATIENCE, job.cancel)?);
             let frozen = if self.mode == Mode::Stop { None } else { self.freeze(vm, held)? };
-            log.info("starting backup via QMP command");
+            // No line is printed while the guest stands frozen: a terminal that blocks would hold it.
             let started = self.start_session(vm, held, &opened.fleecing);
+            let was_frozen = frozen.is_some();
             if let Some(frozen) = frozen {
+                // A guest that stays frozen comes before the backup: it is given up, and whoever lets the guest go tries to
+                // thaw it again, because it is still noted as frozen.
+                frozen.thaw()?;
+                held.done(&Intent::Frozen)?;
+            }
+            log.info("starting backup via QMP command");
+            if was_frozen {
                 log.info("issuing guest-agent 'fs-thaw' command");
-                match frozen.thaw() {
-                    Ok(_) => held.done(&Intent::Frozen)?,
-                    // Still noted as frozen: whoever lets the guest go tries again.
-                    Err(e) => log.warn(&e.to_string()),
-                }
             }
             let (session, beside) = started?;
             opened.disks = vm.open_running(&session, &beside)?;
@@ -249,7 +257,11 @@ impl GuestRun<'_> {
             .map(|disk| {
                 let device = disk.device();
                 let image = open_image(self.job.host, &disk.path, &disk.format, &device)?;
-                let mut bytes = vec![0; usize::try_from(image.size()).unwrap_or(usize::MAX)];
+                if image.size() > MOST_BESIDE {
+                    let source = std::io::Error::other(format!("the state of a TPM has at most {MOST_BESIDE} bytes"));
+                    return Err(ImageError { image: device, op: "read", offset: 0, len: image.size(), source });
+                }
+                let mut bytes = vec![0; usize::try_from(image.size()).unwrap_or_default()];
                 image.read_at(&mut bytes, 0)?;
                 Ok((device.clone(), Arc::new(MemImage::sparse(&device, bytes))))
             })
@@ -258,7 +270,7 @@ impl GuestRun<'_> {
 
     /// The instant is fixed: a guest that was stopped or suspended for it runs again.
     fn go_on(&self, held: &mut Held, stopped_at: Instant) -> Result<(), GuestError> {
-        if self.mode == Mode::Snapshot {
+        if self.mode == Mode::Snapshot || self.paused {
             self.job.log.info("resuming VM again");
             return Ok(());
         }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::copy::QMP_PATIENCE;
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
 use super::{GuestOutcome, Job};
@@ -11,15 +12,18 @@ use crate::config::GuestConfig;
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
 use crate::guest::held::{Held, HeldError};
+use crate::guest::monitor::qmp_socket;
 use crate::guest::power::{Power, PowerError};
 use crate::guest::record::Intent;
 use crate::guest::vm::{Vm, VmError};
+use crate::host::bridge;
 use crate::image::ImageError;
 use crate::qemu::QemuError;
+use crate::qemu::Qmp;
 use crate::schema::size::clock;
 use crate::schema::{Mode, Vmid};
-use crate::storage::{ArchiveName, DraftError, GuestKind, VolumeError};
-use crate::transfer::TransferError;
+use crate::storage::{ArchiveName, GuestKind, VolumeError};
+use crate::transfer::{DraftError, TransferError};
 
 /// Why a guest was not backed up.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,10 @@ pub(super) enum GuestError {
     Container(Vmid),
     #[error("interrupted by signal")]
     Interrupted,
+    #[error("mode 'stop' needs the program '{program}', which is not installed: use mode 'snapshot' or 'suspend'", program = bridge::PROGRAM)]
+    NoBridge,
+    #[error("the VM is paused and cannot shut down: use mode 'snapshot', or resume it first")]
+    Paused,
     #[error("cannot read the config of VM {0}: {1}")]
     Config(Vmid, #[source] std::io::Error),
     #[error("cannot write the log of VM {0}: {1}")]
@@ -86,6 +94,8 @@ pub(super) struct GuestRun<'a> {
     pub(super) running: bool,
     /// Whether it was stopped or suspended for the backup, so that the phases of its restart have to follow.
     restart: bool,
+    /// Whether it stood still before we came.
+    pub(super) paused: bool,
     /// The QEMU process in which it runs when the run begins.
     qemu: Option<u32>,
     /// Name of the archive; none as long as the guest was not found.
@@ -103,6 +113,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
         power: Power::new(job.host, vmid.get()),
         running: false,
         restart: false,
+        paused: false,
         qemu: None,
         name: None,
         env: job.hook_env(),
@@ -144,7 +155,7 @@ impl GuestRun<'_> {
         // A killed run may have left the guest switched off, and taking it switched it on again.
         self.qemu = self.power.pid();
         self.running = self.qemu.is_some();
-        let result = self.locked(&mut held);
+        let result = self.look_for_pause().and_then(|()| self.locked(&mut held));
         let report = held.release();
         // With an archive that is complete, what could not be put back is a warning, and so in the task's state.
         let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
@@ -154,6 +165,17 @@ impl GuestRun<'_> {
         }
         self.after_unlock();
         result
+    }
+
+    /// A guest that its administrator paused stays paused, whatever the mode.
+    fn look_for_pause(&mut self) -> Result<(), GuestError> {
+        if self.running && self.mode != Mode::Snapshot {
+            let socket = qmp_socket(self.job.host, self.vmid.get());
+            let mut qmp = Qmp::connect_unless(&socket, QMP_PATIENCE, self.job.cancel)?;
+            let status = qmp.execute("query-status", serde_json::json!({}))?;
+            self.paused = status["status"] == "paused";
+        }
+        Ok(())
     }
 
     /// What happens while the config carries our lock.
@@ -182,6 +204,13 @@ impl GuestRun<'_> {
                 self.hook("post-restart")?;
             }
             Mode::Stop => {
+                // Before it is switched off: afterwards nobody could start it for the backup.
+                if !bridge::available(job.host) {
+                    return Err(GuestError::NoBridge);
+                }
+                if self.paused {
+                    return Err(GuestError::Paused);
+                }
                 job.log.info("stopping virtual guest");
                 self.hook("pre-stop")?;
                 held.note(&self.shut_down())?;
@@ -191,8 +220,10 @@ impl GuestRun<'_> {
             Mode::Suspend => {
                 job.log.info("suspending guest");
                 self.hook("pre-stop")?;
-                held.note(&Intent::Paused)?;
-                self.power.suspend()?;
+                if !self.paused {
+                    held.note(&Intent::Paused)?;
+                    self.power.suspend()?;
+                }
                 self.restart = true;
             }
         }
@@ -240,7 +271,7 @@ impl GuestRun<'_> {
         }
         let restart = || -> Result<(), GuestError> {
             self.call_hook("pre-restart", false)?;
-            if self.mode == Mode::Suspend {
+            if self.mode == Mode::Suspend && !self.paused {
                 self.job.log.info("resume vm");
                 self.power.resume()?;
             }

@@ -20,8 +20,9 @@ pub use global_lock::{StopError, stop_running};
 use std::time::Duration;
 
 use crate::archive::Compression;
+use crate::guest::held;
 use crate::host::{Cancel, Host};
-use crate::schema::{Compress, VzdumpOptions};
+use crate::schema::{Compress, Vmid, VzdumpOptions};
 use crate::storage::Volumes;
 use global_lock::{GlobalLock, GlobalLockError};
 use hooks::{Hook, HookEnv, HookError};
@@ -82,6 +83,11 @@ pub(crate) struct Job<'a> {
 /// Why the job failed, as its last words.
 pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, cancel: &Cancel) -> Result<(), JobError> {
     refuse_unsupported(options)?;
+    let (vmids, elsewhere): (Vec<Vmid>, Vec<Vmid>) = options.vmids.iter().partition(|vmid| !is_elsewhere(host, **vmid));
+    if vmids.is_empty() && !elsewhere.is_empty() {
+        // One command line for all nodes of a cluster: nothing to say here.
+        return Ok(());
+    }
     if let Some(dir) = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()) {
         return Err(JobError::TmpDir(dir.clone()));
     }
@@ -102,9 +108,14 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
     let _lock = GlobalLock::take(host, upid, patience, cancel, || {
         log.info("trying to get global lock - waiting...");
     })?;
+    held::recover_all(host, &mut |line| log.info(line), &mut |line| log.warn(line));
     set_io_priority(host, options.ionice, log);
     log.info(&format!("starting new backup job: {}", options.command_line));
-    match job.guests() {
+    if !elsewhere.is_empty() {
+        let names: Vec<String> = elsewhere.iter().map(Vmid::to_string).collect();
+        log.info(&format!("skip external VMs: {}", names.join(", ")));
+    }
+    match job.guests(vmids) {
         Ok(outcomes) => {
             let failed = outcomes.contains(&GuestOutcome::Failed);
             log.info(if failed { "Backup job finished with errors" } else { "Backup job finished successfully" });
@@ -134,6 +145,18 @@ fn refuse_unsupported(options: &VzdumpOptions) -> Result<(), JobError> {
     Ok(())
 }
 
+/// Whether guest `vmid` lives on another node of the cluster.
+fn is_elsewhere(host: &Host, vmid: Vmid) -> bool {
+    let here = |node: &std::path::Path| {
+        ["qemu-server", "lxc"].iter().any(|kind| node.join(kind).join(format!("{vmid}.conf")).exists())
+    };
+    let nodes = host.path("/etc/pve/nodes");
+    if here(&nodes.join(host.node())) {
+        return false;
+    }
+    std::fs::read_dir(nodes).into_iter().flatten().flatten().any(|node| here(&node.path()))
+}
+
 /// Lowers our own I/O priority and that of our children, as the original does and with the same program.
 fn set_io_priority(host: &Host, ionice: u8, log: &LogSink) {
     let pid = std::process::id().to_string();
@@ -147,9 +170,8 @@ fn set_io_priority(host: &Host, ionice: u8, log: &LogSink) {
 }
 
 impl Job<'_> {
-    fn guests(&self) -> Result<Vec<GuestOutcome>, JobError> {
+    fn guests(&self, mut vmids: Vec<Vmid>) -> Result<Vec<GuestOutcome>, JobError> {
         self.call_hook(&["job-start"], &self.hook_env(), true)?;
-        let mut vmids = self.options.vmids.clone();
         vmids.sort_unstable();
         let mut outcomes = Vec::new();
         for vmid in vmids {

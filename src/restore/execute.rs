@@ -6,6 +6,7 @@ use super::plan::{DiskPlan, Plan};
 use super::volumes::{Volumes, volume_name};
 use crate::config::Fresh;
 use crate::guest::conffile;
+use crate::guest::power::Power;
 use crate::guest::record::{Intent, Record, RecordError};
 use crate::guest::recover::{GuestActions, free_unless_named};
 use crate::host::{Cancel, Host, files};
@@ -176,7 +177,12 @@ fn claim(plan: &Plan, record: &mut Record, host: &Host) -> Result<(), ExecuteErr
         Ok(Some(conffile::with_lock(text.as_deref().unwrap_or_default(), Some(LOCK))))
     })
     .map_err(config_err)?;
-    Ok(noted?)
+    noted?;
+    // With the lock in place nobody can start it any more: what was asked before the archive was opened is asked again.
+    if plan.overwrite && Power::new(host, vmid).is_running() {
+        return Err(ExecuteError::Step("vm is running".into()));
+    }
+    Ok(())
 }
 
 /// Makes the restored guest the one of this id, and takes away what it replaces.

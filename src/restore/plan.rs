@@ -108,6 +108,9 @@ pub enum Refusal {
         /// Where.
         node: String,
     },
+    /// Two map lines speak of one disk.
+    #[error("the archive's config maps disk '{0}' twice: one of them would be lost")]
+    Twice(String),
     /// The guest to be overwritten runs.
     #[error("unable to restore VM {0} - vm is running")]
     Running(u32),
@@ -179,7 +182,10 @@ pub fn plan(
     let mut warnings = Vec::new();
     let mut disks = Vec::new();
     let maps = map_lines(&blob);
-    for map in &maps {
+    for (index, map) in maps.iter().enumerate() {
+        if maps[..index].iter().any(|other| other.device == map.device || other.key == map.key) {
+            return Err(Refusal::Twice(map.key.clone()));
+        }
         let device =
             devices.iter().find(|d| d.name == map.device).ok_or_else(|| Refusal::NoDevice(map.device.clone()))?;
         disks.push(place(&map.key, device, &map.storage, &map.format, options, storages, node)?);

@@ -129,7 +129,7 @@ struct Shared<'a> {
 }
 
 /// Writes the archive to `output`. `progress` is called every 50 ms by the calling thread. A [`Output::Draft`] is
-/// complete afterwards, but neither synced nor named: that is [`crate::storage::Draft::commit`].
+/// complete afterwards, but neither synced nor named: that is [`super::Draft::commit`].
 ///
 /// # Errors
 /// The first thing that went wrong; nothing of this transfer runs any more then.

@@ -4,6 +4,7 @@
 //! all of them are joined, and that first cause is what is reported. Nothing here knows what a guest is.
 
 mod backup;
+mod draft;
 mod error;
 mod limit;
 mod output;
@@ -15,6 +16,7 @@ mod stop;
 mod tests;
 
 pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup};
+pub use draft::{Draft, DraftError};
 pub use error::TransferError;
 pub use output::Output;
 pub use restore::{RestoreProgress, RestoreSummary, restore};

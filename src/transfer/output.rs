@@ -17,10 +17,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::Draft;
 use super::TransferError;
 use super::stop::Stop;
 use crate::host::Host;
-use crate::storage::Draft;
 
 /// How long a wait for a pipe goes on before the flag is looked at again.
 const TICK_MS: u16 = 50;

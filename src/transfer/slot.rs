@@ -5,8 +5,9 @@ use crate::archive::vma::{
     BLOCK, CLUSTER, CLUSTERS_PER_EXTENT, Cluster, EXTENT_HEADER, MAX_EXTENT, encode_extent, encode_zero_extent,
 };
 
-/// Bytes of the buffer a group needs at most: one extent with data and the zero extents behind it.
-pub(super) const RAW: usize = MAX_EXTENT + (65536 / CLUSTERS_PER_EXTENT + 1) * EXTENT_HEADER;
+/// Bytes of the buffer a group needs at most: one extent with data and the zero extents behind it. Every run of zeros, of which
+/// there is at most one more than data clusters, may begin an extent of its own.
+pub(super) const RAW: usize = MAX_EXTENT + (65536 / CLUSTERS_PER_EXTENT + 2 + CLUSTERS_PER_EXTENT) * EXTENT_HEADER;
 
 /// A pair of buffers that travels with a group from its reader to the writer. The number of pairs is what bounds the
 /// memory, and because a reader takes one before it takes a group, the group that is next in line always has one.

@@ -14,7 +14,6 @@ use crate::archive::vma::{CLUSTER, Damage, VmaError, tests::golden};
 use crate::archive::{ArchiveCause, Compression, Source};
 use crate::host::{Cancel, Host};
 use crate::image::{Extent, ExtentKind, Image, ImageError, Target};
-use crate::storage::Draft;
 
 /// A disk in memory. Zero pages of `grid` bytes are reported as such; reads from `fail_at` on fail.
 struct Mem {
@@ -535,4 +534,70 @@ fn groups_cover_the_disk_once() {
         next += group.count;
     }
     assert_eq!(next, ((30u64 << 20) + 512).div_ceil(CLUSTER as u64));
+}
+
+/// A disk that has one cluster of data after every run of `gap` clusters of zeros.
+struct Islands {
+    gap: u64,
+    islands: u64,
+}
+
+impl Islands {
+    fn is_data(&self, cluster: u64) -> bool {
+        cluster % (self.gap + 1) == self.gap
+    }
+}
+
+impl Image for Islands {
+    fn name(&self) -> &str {
+        "drive-scsi0"
+    }
+
+    fn size(&self) -> u64 {
+        (self.gap + 1) * self.islands * CLUSTER as u64
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, ImageError> {
+        let cluster = CLUSTER as u64;
+        let mut extents = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let number = at / cluster;
+            let data = self.is_data(number);
+            let next = if data { number + 1 } else { number - number % (self.gap + 1) + self.gap };
+            let end = (next * cluster).min(range.end);
+            let kind = if data { ExtentKind::Data } else { ExtentKind::Zero };
+            extents.push(Extent { offset: at, len: end - at, kind });
+            at = end;
+        }
+        Ok(extents)
+    }
+
+    fn read_at(&self, buf: &mut [u8], _offset: u64) -> Result<(), ImageError> {
+        // Only data is read, and none of it is zero.
+        buf.fill(0xa5);
+        Ok(())
+    }
+}
+
+#[test]
+fn islands_of_data_far_apart_fit_the_buffers() {
+    // With gaps of this length a group has as many extents of zeros as it can have.
+    for gap in [1121, 1122, 1125, 1128, 1180] {
+        let disk = Islands { gap, islands: 150 };
+        let size = disk.size();
+        let job = Backup {
+            disks: vec![BackupDisk { name: "drive-scsi0".into(), image: Arc::new(disk) }],
+            configs: Vec::new(),
+            compression: Compression::None,
+            uuid: [1; 16],
+            ctime: 0,
+            bwlimit: None,
+            memory: DEFAULT_MEMORY,
+            host: Host::from_env(),
+        };
+        let output = Output::Writer(Box::new(io::sink()), "sink".into());
+        let summary = backup(&job, output, &mut |_| {}, &Cancel::new()).unwrap();
+        assert_eq!((summary.read, summary.zero), (size, size - 150 * CLUSTER as u64), "gap {gap}");
+    }
 }

@@ -151,6 +151,9 @@ impl Header {
                 continue;
             }
             let name = name_blob(blobs, name, at)?;
+            if devices.iter().any(|d: &Device| d.name == name) {
+                return Err(layout(at, format_args!("two disks are called '{name}'")));
+            }
             if size == 0 || size > MAX_DISK {
                 return Err(layout(at + 8, format_args!("{name} has {size} bytes, possible are 1 to {MAX_DISK}")));
             }

@@ -65,9 +65,13 @@ fn nothing_is_left_of_a_server() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let host = Host::from_env();
+    // What a killed run left: no process has this number.
+    let stale = std::env::temp_dir().join("vzkeep-nbd-4194305-1-test");
+    std::fs::create_dir_all(stale.join("socket")).unwrap();
     // The server must not die with the thread that asked for it.
     let path = file.path().to_owned();
     let server = std::thread::spawn(move || QemuNbd::serve(&host, &path, "raw", true)).join().unwrap().unwrap();
+    assert!(!stale.exists(), "the directory of a killed run stays");
     let (pid, socket) = (server.pid(), server.socket().to_owned());
     std::thread::sleep(Duration::from_millis(50));
     assert!(alive(pid));
