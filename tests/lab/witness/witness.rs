@@ -68,7 +68,11 @@ fn main() {
     }
     loop {
         say("pulse");
-        sleep(Duration::from_millis(PULSE.load(SeqCst)));
+        // In steps, so that a shorter pulse holds at once and not after the rest of a long one.
+        let told = Instant::now();
+        while told.elapsed() < Duration::from_millis(PULSE.load(SeqCst)) {
+            sleep(Duration::from_millis(20));
+        }
     }
 }
 
