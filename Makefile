@@ -21,7 +21,7 @@ test: setup lint
 
 # The long run of the tests that are kept short above.
 soak: setup
-	VZKEEP_SOAK=1 $(CARGO) test --release -- --nocapture
+	VZKEEP_SOAK=1 $(CARGO) test --release -- --nocapture --test-threads=1
 
 bench: setup
 	@scripts/bench
