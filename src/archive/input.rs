@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -67,7 +66,7 @@ impl Lzop {
         };
         let mut command = host.command("lzop");
         // Its own process group: a Ctrl-C is ours to handle, and lzop ends with its pipes.
-        command.args(["-d", "-c"]).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.args(["-d", "-c"]).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .spawn()
             .map_err(|e| io::Error::new(e.kind(), format!("cannot start lzop, which .lzo needs: {e}")))?;
@@ -90,15 +89,20 @@ impl Lzop {
             }
         }
         let status = self.child.wait()?;
-        if status.success() {
-            return Ok(());
-        }
-        let mut said = String::new();
-        if let Some(stderr) = &mut self.child.stderr {
-            stderr.take(4096).read_to_string(&mut said)?;
-        }
-        Err(io::Error::other(format!("lzop failed ({status}): {}", said.trim())))
+        lzop_verdict(&mut self.child, status)
     }
+}
+
+/// What the end of an `lzop` means, in its own words if it failed; its standard error is a pipe nobody has read.
+pub(crate) fn lzop_verdict(child: &mut Child, status: ExitStatus) -> io::Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        stderr.take(4096).read_to_string(&mut said)?;
+    }
+    Err(io::Error::other(format!("lzop failed ({status}): {}", said.trim())))
 }
 
 /// As [`io::copy`], but reads in pieces worth a system call.

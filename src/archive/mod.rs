@@ -9,6 +9,7 @@ mod input;
 mod source;
 pub mod vma;
 
+pub(crate) use input::lzop_verdict;
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};
 

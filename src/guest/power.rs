@@ -3,7 +3,6 @@
 //! The state is read from the pid file and `/proc`, as `qm status` does, without the half second of Perl.
 //! Commands carry `--skiplock` because the guest's config holds our own `lock: backup`, as with the original.
 
-use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -105,8 +104,7 @@ impl Power {
         let command = format!("qm {}", args.join(" "));
         let failed = |reason: String| PowerError::Command { command: command.clone(), reason };
         let mut command = self.host.command("qm");
-        // Ctrl-C is for us: half a shutdown would leave the guest off, and nobody would know.
-        command.args(args).stdin(Stdio::null()).process_group(0);
+        command.args(args).stdin(Stdio::null());
         let output = command.output().map_err(|e| failed(e.to_string()))?;
         if output.status.success() {
             return Ok(());

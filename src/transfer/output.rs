@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Stdio};
 use std::thread::Scope;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Draft;
 use super::TransferError;
 use super::stop::Stop;
+use crate::archive::lzop_verdict;
 use crate::host::Host;
 
 /// How long a wait for a pipe goes on before the flag is looked at again.
@@ -85,7 +85,7 @@ impl<'a> Sink<'a> {
         };
         let mut command = host.command("lzop");
         // Its own process group: a Ctrl-C is ours to handle. It ends when its pipes do, so never outlives us.
-        command.arg("-c").stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped()).process_group(0);
+        command.arg("-c").stdin(Stdio::piped()).stdout(stdout).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|e| {
             failed(io::Error::new(e.kind(), format!("cannot start lzop, which --compress lzo needs: {e}")))
         })?;
@@ -251,14 +251,7 @@ impl Lzop<'_> {
                 return Ok(());
             }
         };
-        if status.success() {
-            return Ok(());
-        }
-        let mut said = String::new();
-        if let Some(stderr) = &mut self.child.stderr {
-            stderr.take(4096).read_to_string(&mut said)?;
-        }
-        Err(io::Error::other(format!("lzop failed ({status}): {}", said.trim())))
+        lzop_verdict(&mut self.child, status)
     }
 }
 
