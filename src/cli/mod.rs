@@ -1,6 +1,7 @@
 //! The command lines: picks one by `argv[0]` or by the first word, parses, prints, returns the exit code.
 
 mod guard;
+mod native;
 mod qmrestore;
 mod vzdump;
 
@@ -19,68 +20,20 @@ const FAILED: u8 = 255;
 pub fn run(argv: Vec<OsString>) -> ExitCode {
     let name = argv.first().and_then(|word| Path::new(word).file_name()?.to_str()).unwrap_or_default();
     let args = argv.get(1..).unwrap_or_default();
-    if let Some(code) = command(name, args) {
+    if let Some(code) = drop_in(name, args) {
         return code;
     }
     let word = args.first().and_then(|word| word.to_str()).unwrap_or_default();
-    if let Some(code) = command(word, args.get(1..).unwrap_or_default()) {
-        return code;
-    }
-    match word {
-        "help" | "--help" | "-h" => {
-            say(USAGE);
-            ExitCode::SUCCESS
-        }
-        "version" | "--version" | "-V" => {
-            say(&format!("vzkeep {}\n", env!("CARGO_PKG_VERSION")));
-            ExitCode::SUCCESS
-        }
-        "" => {
-            complain(USAGE);
-            ExitCode::from(FAILED)
-        }
-        other => {
-            let known = "vzdump, qmrestore, man, completion, help or version";
-            complain(&format!("vzkeep knows no command '{other}': use {known}\n"));
-            ExitCode::from(FAILED)
-        }
-    }
+    drop_in(word, args.get(1..).unwrap_or_default()).unwrap_or_else(|| native::run(args))
 }
 
-const USAGE: &str = "\
-vzkeep vzdump {<vmid>} [OPTIONS]        back up guests (also as a program named vzdump)
-vzkeep qmrestore <archive> <vmid> [OPTIONS]     restore a virtual machine (also as a program named qmrestore)
-vzkeep man vzdump|qmrestore             print the man page
-vzkeep completion vzdump|qmrestore      print the completion script for bash
-vzkeep version                          print the version
-
-'vzkeep vzdump help' and 'vzkeep qmrestore help' list the options.
-";
-
-fn command(name: &str, args: &[OsString]) -> Option<ExitCode> {
+/// The command lines that are another program's, and what those programs start.
+fn drop_in(name: &str, args: &[OsString]) -> Option<ExitCode> {
     match name {
         "vzdump" => Some(vzdump::run(args)),
         "qmrestore" => Some(qmrestore::run(args)),
         "guard" => Some(guard::run(args, &QemuMonitor::new(&Host::from_env()))),
-        "man" => Some(about(args, |command| crate::schema::man_page(command, env!("CARGO_PKG_VERSION")))),
-        "completion" => Some(about(args, crate::schema::bash_completion)),
         _ => None,
-    }
-}
-
-/// Prints a text made from the option table of the command named in `args`.
-fn about(args: &[OsString], text: impl Fn(&crate::schema::Command) -> String) -> ExitCode {
-    use crate::schema::tables::{QMRESTORE, VZDUMP};
-    let wanted = args.first().and_then(|word| word.to_str()).unwrap_or_default();
-    match [&VZDUMP, &QMRESTORE].into_iter().find(|command| command.name == wanted) {
-        Some(command) => {
-            say(&text(command));
-            ExitCode::SUCCESS
-        }
-        None => {
-            complain(&format!("'{wanted}' is no command with options: use vzdump or qmrestore\n"));
-            ExitCode::from(FAILED)
-        }
     }
 }
 

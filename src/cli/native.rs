@@ -1,0 +1,107 @@
+//! `vzkeep <verb>`: the commands that are our own. The drop-ins have tables of their own in [`crate::schema`]; these are
+//! clap's, and so are their help, their man page and their completions.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+
+use super::{FAILED, complain, say};
+use crate::schema::tables::{QMRESTORE, VZDUMP};
+
+/// Backs up and restores virtual machines behind the command lines administrators already use.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vzkeep",
+    version,
+    after_help = "Drop-ins, also as programs of these names:
+  vzkeep vzdump {<vmid>} [OPTIONS]               back up guests; 'vzkeep vzdump help' lists the options
+  vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options"
+)]
+struct Native {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print the man page of a program
+    Man {
+        /// The program
+        program: Program,
+    },
+    /// Print the completion script of a program
+    Completion {
+        /// The program
+        program: Program,
+        /// The shell it is for
+        #[arg(long, default_value = "bash")]
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// The names this program has.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Program {
+    Vzkeep,
+    Vzdump,
+    Qmrestore,
+}
+
+impl Program {
+    fn table(self) -> Option<&'static crate::schema::Command> {
+        match self {
+            Self::Vzkeep => None,
+            Self::Vzdump => Some(&VZDUMP),
+            Self::Qmrestore => Some(&QMRESTORE),
+        }
+    }
+}
+
+/// Runs the verb that `args`, the words after the program's name, begin with.
+pub fn run(args: &[OsString]) -> ExitCode {
+    let words = std::iter::once(OsString::from("vzkeep")).chain(args.iter().cloned());
+    let native = match Native::try_parse_from(words) {
+        Ok(native) => native,
+        Err(error) => {
+            let text = error.render().to_string();
+            if error.use_stderr() {
+                complain(&text);
+                return ExitCode::from(FAILED);
+            }
+            say(&text);
+            return ExitCode::SUCCESS;
+        }
+    };
+    match native.verb {
+        Verb::Man { program } => say(&man(program)),
+        Verb::Completion { program, shell } => say(&completion(program, shell)),
+        Verb::Version => say(&format!("vzkeep {}\n", env!("CARGO_PKG_VERSION"))),
+    }
+    ExitCode::SUCCESS
+}
+
+fn man(program: Program) -> String {
+    match program.table() {
+        Some(table) => crate::schema::man_page(table, env!("CARGO_PKG_VERSION")),
+        None => {
+            let mut page = Vec::new();
+            // Writing to memory does not fail.
+            clap_mangen::Man::new(Native::command()).render(&mut page).unwrap_or_default();
+            String::from_utf8_lossy(&page).into_owned()
+        }
+    }
+}
+
+fn completion(program: Program, shell: clap_complete::Shell) -> String {
+    match program.table() {
+        Some(table) => crate::schema::bash_completion(table),
+        None => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Native::command(), "vzkeep", &mut script);
+            String::from_utf8_lossy(&script).into_owned()
+        }
+    }
+}
