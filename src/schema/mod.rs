@@ -5,6 +5,7 @@
 //! Nothing here does I/O. A command line becomes [`Params`] (checked words, still text), and those become a typed
 //! structure ([`VzdumpOptions`], [`RestoreOptions`]) together with the defaults.
 
+mod api;
 mod check;
 mod complete;
 mod getopt;
@@ -13,6 +14,7 @@ mod man;
 pub mod notes;
 mod params;
 mod property;
+mod request;
 mod restore;
 pub mod size;
 pub mod tables;
@@ -27,12 +29,12 @@ pub use keep::Keep;
 pub use man::man_page;
 pub use params::{Params, UsageError, parse};
 pub use property::Properties;
+pub use request::VzdumpRequest;
 pub use restore::RestoreOptions;
 pub use usage::{help, usage_line};
 pub use vmid::{Vmid, VmidError};
 pub use vzdump::{
     Compress, Fleecing, MailNotification, Mode, NotificationMode, OptionsError, Performance, VzdumpOptions,
-    VzdumpRequest,
 };
 
 /// What a word looks like, beyond being text.

@@ -183,3 +183,69 @@ proptest::proptest! {
         let _ = RestoreOptions::parse(&line);
     }
 }
+
+fn json(text: &str) -> Result<VzdumpRequest, UsageError> {
+    VzdumpRequest::from_json(&serde_json::from_str(text).unwrap())
+}
+
+#[test]
+fn a_request_from_the_api() {
+    let given = json(
+        r#"{"all": 1, "exclude": "101,102", "mode": "stop", "storage": "bk", "bwlimit": "100", "zstd": 4,
+            "protected": true, "remove": false, "mailto": ["root", "a@x.y"], "exclude-path": ["/a b", "/c"],
+            "prune-backups": {"keep-last": "3", "keep-daily": 2}, "fleecing": {"enabled": 1, "storage": "local"},
+            "performance": "max-workers=4", "pool": null}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        given.command_line(),
+        "vzdump --all 1 --bwlimit 100 --exclude 101,102 --exclude-path '/a b' --exclude-path /c \
+         --fleecing '1,storage=local' --mailto root,a@x.y --mode stop --performance 'max-workers=4' --protected 1 \
+         --prune-backups 'keep-daily=2,keep-last=3' --remove 0 --storage bk --zstd 4"
+    );
+    assert_eq!(VzdumpRequest::from_json(&given.to_json()).unwrap(), given);
+    let object = given.to_json();
+    assert_eq!(object["prune-backups"], serde_json::json!({"keep-daily": 2, "keep-last": 3}));
+    assert_eq!((&object["all"], &object["mailto"]), (&1.into(), &"root,a@x.y".into()));
+    assert_eq!(json(r#"{"vmid": 100}"#).unwrap().command_line(), "vzdump 100");
+}
+
+#[test]
+fn a_request_from_a_section() {
+    let pairs = [("vmid", "100,101"), ("all", "0"), ("exclude-path", "/a b"), ("exclude-path", "/c"), ("quiet", "1")];
+    let given = VzdumpRequest::from_pairs(pairs).unwrap();
+    assert_eq!(given.command_line(), "vzdump 100 101 --all 0 --exclude-path '/a b' --exclude-path /c --quiet 1");
+    assert_eq!(VzdumpRequest::from_json(&given.to_json()).unwrap(), given);
+}
+
+#[test]
+fn requests_that_are_refused_say_which_keys() {
+    let reasons = |given: Result<VzdumpRequest, UsageError>| -> Vec<String> {
+        given.unwrap_err().reasons().map(|(name, reason)| format!("{name}: {reason}")).collect()
+    };
+    let section = |pairs: &[(&str, &str)]| reasons(VzdumpRequest::from_pairs(pairs.iter().copied()));
+    let undefined = "property is not defined in schema and the schema does not allow additional properties";
+    assert_eq!(section(&[("all", "1"), ("schedule", "daily")]), [format!("schedule: {undefined}")]);
+    assert_eq!(section(&[("all", "1"), ("Mode", "stop")]), [format!("Mode: {undefined}")]);
+    assert_eq!(section(&[("all", "1"), ("mode", "stop"), ("mode", "stop")]), ["mode: duplicate attribute"]);
+    assert_eq!(section(&[("all", "maybe")]), ["all: type check ('boolean') failed - got 'maybe'"]);
+    assert_eq!(section(&[("all", "1"), ("vmid", "100")]), ["all: option conflicts with option 'vmid'"]);
+    assert_eq!(section(&[]), ["vmid: property is missing"]);
+    for (text, reason) in [
+        (r#"{"all": 1, "bwlimit": [1]}"#, "bwlimit: type check ('integer') failed - got ARRAY"),
+        (r#"{"all": 1, "bwlimit": 1.5}"#, "bwlimit: type check ('integer') failed - got '1.5'"),
+        (r#"{"all": {}}"#, "all: type check ('boolean') failed - got HASH"),
+        (r#"{"all": 1, "protected": 1}"#, "storage: missing property required by 'protected'"),
+        (
+            r#"{"all": 1, "fleecing": {"enabled": 1, "storage": "a,enabled=0"}}"#,
+            "fleecing: invalid format - format error\nfleecing.storage: invalid format - storage ID 'a,enabled=0' \
+             contains illegal characters",
+        ),
+        (
+            r#"{"all": 1, "prune-backups": {"keep-all": true, "keep-last": 1}}"#,
+            "prune-backups: invalid format - keep-all cannot be set together with other options.",
+        ),
+    ] {
+        assert_eq!(reasons(json(text)), [reason]);
+    }
+}

@@ -1,10 +1,8 @@
-//! `vzdump`: what was asked for ([`VzdumpRequest`]) and, together with `/etc/vzdump.conf` and the defaults, what holds
-//! ([`VzdumpOptions`]).
+//! `vzdump`: what holds for one job, from what was asked for ([`VzdumpRequest`]), `/etc/vzdump.conf` and the defaults.
 
 use std::path::PathBuf;
 
-use super::words::{shell_quote, split_list};
-use super::{Keep, Params, Properties, UsageError, Vmid, notes, parse, tables, tables::VZDUMP};
+use super::{Keep, Params, Properties, Vmid, VzdumpRequest, tables, tables::VZDUMP};
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $($word:literal)|+,)+ }) => {
@@ -86,73 +84,6 @@ pub struct Performance {
     pub max_workers: u64,
     /// Only of use with a backup server.
     pub pbs_entries_max: u64,
-}
-
-/// A `vzdump` command line, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VzdumpRequest {
-    params: Params,
-}
-
-impl VzdumpRequest {
-    /// Reads the arguments after the program's name (or after `vzdump`).
-    ///
-    /// # Errors
-    /// The text for standard error; the exit code is 255.
-    pub fn parse(args: &[String]) -> Result<Self, UsageError> {
-        let params = parse(&VZDUMP, args)?;
-        let refuse = |name: &str, reason: &str| Err(UsageError::param(&VZDUMP, name, reason));
-        if params.has("vmid") {
-            let conflict =
-                [("all", params.flag("all")), ("exclude", params.has("exclude")), ("pool", params.has("pool"))];
-            if let Some((name, _)) = conflict.iter().find(|(_, given)| *given) {
-                return refuse(name, "option conflicts with option 'vmid'");
-            }
-        } else if !["all", "stop"].iter().any(|name| params.flag(name)) && !params.has("pool") && !params.has("exclude")
-        {
-            return refuse("vmid", "property is missing");
-        }
-        if let Some(Err(reason)) = params.text("notes-template").map(notes::verify) {
-            return refuse("notes-template", &format!("{reason}\n"));
-        }
-        Ok(Self { params })
-    }
-
-    /// The call as the log shows it: `vzdump 100 --compress zstd --storage bk`; guests first, then options by name.
-    pub fn command_line(&self) -> String {
-        let mut line = "vzdump".to_owned();
-        for vmid in self.params.items(&VZDUMP, "vmid") {
-            line += &format!(" {vmid}");
-        }
-        for (name, values) in self.params.iter() {
-            match name {
-                "vmid" | "stdout" => {}
-                "exclude-path" => {
-                    values.iter().for_each(|path| line += &format!(" --{name} {}", shell_quote(path)));
-                }
-                _ => {
-                    let value = match name {
-                        "mailto" => split_list(&values[0]).join(","),
-                        "prune-backups" => self.keep().unwrap_or(Keep::ALL).to_string(),
-                        _ => values[0].clone(),
-                    };
-                    if !value.is_empty() {
-                        line += &format!(" --{name} {}", shell_quote(&value));
-                    }
-                }
-            }
-        }
-        line
-    }
-
-    fn keep(&self) -> Option<Keep> {
-        self.params.properties(&VZDUMP, "prune-backups").map(|given| Keep::from_properties(&given))
-    }
-
-    /// The parameters given.
-    pub fn params(&self) -> &Params {
-        &self.params
-    }
 }
 
 /// Options that cannot be used together. Printed as it is; the exit code is 255.
@@ -242,7 +173,7 @@ impl VzdumpOptions {
     /// # Errors
     /// When options exclude each other.
     pub fn merge(request: &VzdumpRequest, conf: &Params) -> Result<Self, OptionsError> {
-        let cli = &request.params;
+        let cli = request.params();
         if cli.has("storage") && cli.has("dumpdir") {
             return Err(OptionsError::Conflict("storage", "dumpdir"));
         }
