@@ -138,13 +138,17 @@ pub fn parse(command: &'static Command, args: &[String]) -> Result<Params, Usage
             Kind::Array => values.push(value),
             Kind::List(_) if !values.is_empty() => values[0] = format!("{},{value}", values[0]),
             Kind::Bool if value.is_empty() => *values = vec!["1".to_owned()],
-            Kind::Bool if parse_bool(&value).is_none() => {
-                return Err(UsageError::new(command, "unable to parse boolean option"));
-            }
             _ => *values = vec![value],
         }
     }
     positional(command, given.words, &mut params)?;
+    let unclear = |name: &str| {
+        let is_bool = command.option(name).is_some_and(|opt| matches!(opt.kind, Kind::Bool));
+        is_bool && params.text(name).and_then(parse_bool).is_none()
+    };
+    if params.values.keys().any(|name| unclear(name)) {
+        return Err(UsageError::new(command, "unable to parse boolean option"));
+    }
     params.verified(command)
 }
 

@@ -45,14 +45,13 @@ impl VzdumpRequest {
 
     fn new(params: Params) -> Result<Self, UsageError> {
         let refuse = |name: &str, reason: &str| Err(UsageError::param(&VZDUMP, name, reason));
-        if params.has("vmid") {
-            let conflict =
-                [("all", params.flag("all")), ("exclude", params.has("exclude")), ("pool", params.has("pool"))];
+        let given = |name: &str| params.text(name).is_some_and(|text| !text.is_empty());
+        if !params.items(&VZDUMP, "vmid").is_empty() {
+            let conflict = [("all", params.flag("all")), ("exclude", given("exclude")), ("pool", given("pool"))];
             if let Some((name, _)) = conflict.iter().find(|(_, given)| *given) {
                 return refuse(name, "option conflicts with option 'vmid'");
             }
-        } else if !["all", "stop"].iter().any(|name| params.flag(name)) && !params.has("pool") && !params.has("exclude")
-        {
+        } else if !params.flag("all") && !params.flag("stop") && !given("pool") && !params.has("exclude") {
             return refuse("vmid", "property is missing");
         }
         if let Some(Err(reason)) = params.text("notes-template").map(notes::verify) {

@@ -188,7 +188,8 @@ impl VzdumpOptions {
             storage = Some("local".to_owned());
         }
         let pick = Pick { cli, conf };
-        let vmids = |name| cli.items(&VZDUMP, name).iter().filter_map(|item| item.parse().ok()).collect();
+        let vmids =
+            |name| -> Vec<Vmid> { cli.items(&VZDUMP, name).iter().filter_map(|item| item.parse().ok()).collect() };
         let fleecing = pick.properties("fleecing");
         let performance = |key| -> u64 {
             let given = |params: &Params| params.properties(&VZDUMP, "performance")?.number(key);
@@ -197,15 +198,16 @@ impl VzdumpOptions {
         };
         Ok(Self {
             vmids: vmids("vmid"),
-            all: cli.flag("all") || (cli.has("exclude") && !cli.has("pool")),
+            all: cli.flag("all")
+                || (vmids("vmid").is_empty() && cli.has("exclude") && cli.text("pool").unwrap_or_default().is_empty()),
             exclude: vmids("exclude"),
-            pool: cli.text("pool").map(str::to_owned),
+            pool: cli.text("pool").filter(|pool| !pool.is_empty()).map(str::to_owned),
             node: cli.text("node").map(str::to_owned),
             mode: pick.text("mode").and_then(Mode::from_word).unwrap_or(Mode::Snapshot),
             compress: pick.text("compress").and_then(Compress::from_word).unwrap_or(Compress::None),
             pigz: pick.number("pigz"),
             zstd: pick.number("zstd"),
-            bwlimit: pick.number("bwlimit"),
+            bwlimit: pick.number::<u64>("bwlimit").min(u64::MAX / 1024),
             ionice: pick.number("ionice"),
             performance: Performance {
                 max_workers: performance("max-workers"),
@@ -215,15 +217,15 @@ impl VzdumpOptions {
                 enabled: fleecing.as_ref().is_some_and(|given| given.flag("enabled")),
                 storage: fleecing.as_ref().and_then(|given| given.get("storage")).map(str::to_owned),
             },
-            lockwait: pick.number("lockwait"),
-            stopwait: pick.number("stopwait"),
+            lockwait: pick.number::<u64>("lockwait").min(LONGEST_WAIT),
+            stopwait: pick.number::<u64>("stopwait").min(LONGEST_WAIT),
             prune_backups: (cli.has("prune-backups") || conf.has("prune-backups"))
                 .then(|| pick.properties("prune-backups").map(|given| Keep::from_properties(&given)))
                 .flatten(),
             remove: pick.flag("remove"),
             notes_template: pick.text("notes-template").filter(|_| dumpdir.is_none()).map(str::to_owned),
             protected: pick.flag("protected") && dumpdir.is_none(),
-            script: pick.text("script").map(str::to_owned),
+            script: pick.text("script").filter(|script| !script.is_empty()).map(str::to_owned),
             stdexcludes: pick.flag("stdexcludes"),
             exclude_path: [conf.items(&VZDUMP, "exclude-path"), cli.items(&VZDUMP, "exclude-path")].concat(),
             tmpdir: pick.text("tmpdir").map(directory),
@@ -264,9 +266,16 @@ impl VzdumpOptions {
     }
 }
 
+/// A century in minutes: longer waits are this one, so that a date can still be computed.
+const LONGEST_WAIT: u64 = 100 * 366 * 24 * 60;
+
+/// As many threads as zstd itself takes at most.
+const MOST_THREADS: usize = 256;
+
 /// `half` and what lies below it mean half of the cores, rounded up.
 fn threads(given: i64, half: i64, cores: usize) -> usize {
-    if given <= half { cores.div_ceil(2).max(1) } else { usize::try_from(given).unwrap_or(1) }
+    let wanted = if given <= half { cores.div_ceil(2).max(1) } else { usize::try_from(given).unwrap_or(MOST_THREADS) };
+    wanted.min(MOST_THREADS)
 }
 
 fn directory(path: &str) -> PathBuf {
