@@ -103,7 +103,7 @@ fn check_format(format: Format, value: &str) -> Result<(), String> {
         Format::Mail if !MAIL.is_match(value) => {
             "value does not look like a valid email address or user name".to_owned()
         }
-        Format::Token if value.is_empty() || value.chars().any(char::is_whitespace) => {
+        Format::Token if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '\0') => {
             return Err("value does not match the regex pattern".into());
         }
         _ => return Ok(()),
