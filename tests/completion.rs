@@ -198,7 +198,10 @@ fn every_script_and_page_is_read_without_a_complaint() {
             // Bold letters are printed twice, with a backspace between.
             let mut text = String::new();
             for c in output(show).chars() {
-                if c == '\u{8}' { drop(text.pop()) } else { text.push(c) }
+                match c {
+                    '\u{8}' => text.truncate(text.len() - text.chars().last().map_or(0, char::len_utf8)),
+                    c => text.push(c),
+                }
             }
             for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXIT STATUS", "ENVIRONMENT", "FILES", "SEE ALSO"] {
                 assert!(text.contains(section), "{program}: {section}");

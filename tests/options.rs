@@ -54,7 +54,7 @@ impl Entry {
         self.all_wrong(&many, "type check ('integer') failed - got '@'")
     }
 
-    fn from_zero(self) -> Self {
+    fn not_negative(self) -> Self {
         self.integer()
             .wrong("-1", "value must have a minimum value of 0")
             .wrong("99999999999999999999", "type check ('integer') failed - got '99999999999999999999'")
@@ -102,7 +102,7 @@ fn entries() -> Vec<Entry> {
             .right("0", |o| o.bwlimit == 0)
             .right("+5", |o| o.bwlimit == 5)
             .right("9223372036854775807", |o| o.bwlimit.checked_mul(1024).is_some())
-            .from_zero(),
+            .not_negative(),
         entry("compress", true, "tests/round_trip.rs")
             .right("0", |o| o.compress == Compress::None)
             .right("1", |o| o.compress == Compress::Lzo)
@@ -116,7 +116,7 @@ fn entries() -> Vec<Entry> {
             .path(),
         entry("exclude", false, "tests/selection.rs")
             .right("100,0101", |o| o.exclude.iter().map(|v| v.get()).eq([100, 101]) && o.all)
-            .right("100\n101\0102", |o| o.exclude.len() == 3)
+            .right("100\n101\x00102", |o| o.exclude.len() == 3)
             .right("", |o| o.exclude.is_empty() && o.all)
             .all_wrong(&["abc", "99", "1000000000", "100,x"], vmid),
         entry("exclude-path", true, "# containers").right("*.log", |o| o.exclude_path == ["*.log"]).one_line(),
@@ -144,7 +144,7 @@ fn entries() -> Vec<Entry> {
         entry("lockwait", true, "tests/golden_replay.rs")
             .right("0", |o| o.lockwait == 0)
             .right("9223372036854775807", |o| o.lockwait.checked_mul(60).is_some())
-            .from_zero(),
+            .not_negative(),
         entry("mailnotification", true, "tests/notify.rs")
             .right("always", |o| o.mailnotification == MailNotification::Always)
             .right("failure", |o| o.mailnotification == MailNotification::Failure)
@@ -235,7 +235,7 @@ fn entries() -> Vec<Entry> {
         entry("stopwait", true, "tests/golden_replay.rs")
             .right("3", |o| o.stopwait == 3)
             .right("9223372036854775807", |o| o.stopwait.checked_mul(60).is_some())
-            .from_zero(),
+            .not_negative(),
         entry("storage", true, "tests/golden_replay.rs")
             .right("bk-2.x_y", |o| o.storage.as_deref() == Some("bk-2.x_y") && o.dumpdir.is_none())
             .all_wrong(
@@ -392,11 +392,12 @@ fn options_that_need_another_say_so() {
 #[test]
 fn every_option_of_qmrestore() {
     type Right = fn(&RestoreOptions) -> bool;
+    type Row = (&'static str, Vec<(&'static str, Right)>, Vec<(String, String)>);
     let illegal = |id: &str| format!("invalid format - storage ID '{id}' contains illegal characters");
     let vmid = "invalid format - value does not look like a valid VM ID".to_owned();
     let number = |value: &str| format!("type check ('number') failed - got '{value}'");
     let boolean = String::new;
-    let entries: Vec<(&str, Vec<(&str, Right)>, Vec<(String, String)>)> = vec![
+    let entries: Vec<Row> = vec![
         (
             "archive",
             vec![("-", |o| o.archive == "-"), ("bk:backup/x.vma", |o| o.archive == "bk:backup/x.vma")],
