@@ -3,6 +3,11 @@
 PREFIX ?= /usr
 CARGO ?= cargo
 LIBDIR = $(PREFIX)/lib/vzkeep
+MANDIR = $(PREFIX)/share/man/man1
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
+# Debian's zsh looks into vendor-completions below /usr, and into site-functions below /usr/local.
+ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
 .PHONY: all setup demo test soak bench lint fmt install
 
@@ -35,11 +40,15 @@ fmt:
 	$(CARGO) fmt
 
 # The other names, their man pages and completions live in a directory of their own, so that those of a Proxmox node stay
-# what they are. Put $(LIBDIR)/bin first in PATH to use them (`man` finds the pages beside it), or call `vzkeep vzdump ...`.
+# what they are. Put $(LIBDIR)/bin first in PATH to use them (`man` and bash-completion 2.12 find the rest beside it; for zsh
+# put $(LIBDIR)/share/zsh/site-functions first in fpath, for fish $(LIBDIR)/share/fish/vendor_completions.d first in
+# fish_complete_path), or call `vzkeep vzdump ...`.
 install: all
 	install -D -m 755 target/release/vzkeep $(DESTDIR)$(PREFIX)/bin/vzkeep
-	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/man/man1 $(DESTDIR)$(LIBDIR)/completions
+	@scripts/install-docs target/release/vzkeep vzkeep '$(DESTDIR)$(MANDIR)' '$(DESTDIR)$(BASHDIR)' '$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)'
+	install -d $(DESTDIR)$(LIBDIR)/bin
 	for name in vzdump qmrestore; do \
 	    ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name && \
-	    target/release/vzkeep man $$name >$(DESTDIR)$(LIBDIR)/man/man1/$$name.1 && \
-	    target/release/vzkeep completion $$name >$(DESTDIR)$(LIBDIR)/completions/$$name || exit 1; done
+	    scripts/install-docs target/release/vzkeep $$name '$(DESTDIR)$(LIBDIR)/man/man1' \
+	        '$(DESTDIR)$(LIBDIR)/share/bash-completion/completions' '$(DESTDIR)$(LIBDIR)/share/zsh/site-functions' \
+	        '$(DESTDIR)$(LIBDIR)/share/fish/vendor_completions.d' || exit 1; done

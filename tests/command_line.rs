@@ -31,7 +31,14 @@ fn help_and_refusals() {
         let (code, out, err) = run(&[name, "help"]);
         assert!(code == 0 && out.is_empty() && err.starts_with(&format!("USAGE: {name} help")), "{err}");
         assert!(run(&["man", name]).1.starts_with(&format!(".TH {} 1", name.to_uppercase())));
-        assert!(run(&["completion", name]).1.ends_with(&format!(" {name}\n")));
+        for shell in ["bash", "zsh", "fish"] {
+            let (code, script, err) = run(&["completion", name, "--shell", shell]);
+            assert!(
+                code == 0 && script.contains(&format!("{shell} completion for {name},")) && err.is_empty(),
+                "{err}"
+            );
+        }
+        assert_eq!(run(&["completion", name, "--shell", "elvish"]).0, 255);
         let (code, out, err) = run(&[name, "--foo"]);
         assert!(code == 255 && out.is_empty() && err.starts_with("Unknown option: foo\n"), "{err}");
     }

@@ -1,5 +1,6 @@
 //! The command lines: picks one by `argv[0]` or by the first word, parses, prints, returns the exit code.
 
+mod complete;
 mod guard;
 mod native;
 mod qmrestore;

@@ -6,7 +6,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::complete::{self, Candidates};
 use super::{FAILED, complain, say};
+use crate::host::Host;
+use crate::schema::Shell;
 use crate::schema::tables::{QMRESTORE, VZDUMP};
 
 /// Backs up and restores virtual machines behind the command lines administrators already use.
@@ -40,6 +43,12 @@ enum Verb {
     },
     /// Print the version
     Version,
+    /// Print what can be completed, one candidate a line; the completion scripts call it
+    #[command(hide = true)]
+    Complete {
+        /// What to list
+        source: Candidates,
+    },
 }
 
 /// The names this program has.
@@ -77,7 +86,14 @@ pub fn run(args: &[OsString]) -> ExitCode {
     };
     match native.verb {
         Verb::Man { program } => say(&man(program)),
-        Verb::Completion { program, shell } => say(&completion(program, shell)),
+        Verb::Completion { program, shell } => match completion(program, shell) {
+            Some(script) => say(&script),
+            None => {
+                complain(&format!("no completion of this program for {shell}, only for bash, zsh and fish\n"));
+                return ExitCode::from(FAILED);
+            }
+        },
+        Verb::Complete { source } => say(&complete::candidates(&Host::from_env(), source)),
         Verb::Version => say(&format!("vzkeep {}\n", env!("CARGO_PKG_VERSION"))),
     }
     ExitCode::SUCCESS
@@ -90,18 +106,22 @@ fn man(program: Program) -> String {
             let mut page = Vec::new();
             // Writing to memory does not fail.
             clap_mangen::Man::new(Native::command()).render(&mut page).unwrap_or_default();
-            String::from_utf8_lossy(&page).into_owned()
+            String::from_utf8_lossy(&page).into_owned() + include_str!("vzkeep_after.roff")
         }
     }
 }
 
-fn completion(program: Program, shell: clap_complete::Shell) -> String {
-    match program.table() {
-        Some(table) => crate::schema::bash_completion(table),
-        None => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Native::command(), "vzkeep", &mut script);
-            String::from_utf8_lossy(&script).into_owned()
-        }
-    }
+fn completion(program: Program, shell: clap_complete::Shell) -> Option<String> {
+    let Some(table) = program.table() else {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Native::command(), "vzkeep", &mut script);
+        return Some(String::from_utf8_lossy(&script).into_owned());
+    };
+    let shell = match shell {
+        clap_complete::Shell::Bash => Shell::Bash,
+        clap_complete::Shell::Zsh => Shell::Zsh,
+        clap_complete::Shell::Fish => Shell::Fish,
+        _ => return None,
+    };
+    Some(crate::schema::completion(table, shell))
 }

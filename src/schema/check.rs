@@ -69,7 +69,7 @@ pub fn check_value(opt: &Opt, value: &str) -> Result<String, String> {
         }
         Kind::Text(format) => check_format(format, value)?,
         Kind::List(format) => split_list(value).iter().try_for_each(|item| check_format(format, item))?,
-        Kind::Array => {}
+        Kind::Array => single_line(value)?,
         Kind::Property(shape) => {
             return Properties::parse(opt.name, value, shape)
                 .map(|given| given.to_string())
@@ -82,16 +82,28 @@ pub fn check_value(opt: &Opt, value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
+/// A line feed or NUL in a path or a template would break the logs and files it ends up in.
+fn single_line(value: &str) -> Result<(), String> {
+    match value {
+        _ if value.contains('\0') => Err("contains a NUL character\n".into()),
+        _ if value.contains(['\n', '\r']) => Err("contains a line feed\n".into()),
+        _ => Ok(()),
+    }
+}
+
 fn check_format(format: Format, value: &str) -> Result<(), String> {
     let reason = match format {
-        Format::Any => return Ok(()),
+        Format::Directory | Format::Archive if value.is_empty() => {
+            return Err("value must be at least 1 characters long".into());
+        }
+        Format::Any | Format::File | Format::Directory | Format::Archive | Format::Pool => return single_line(value),
         Format::StorageId if !STORAGE.is_match(value) => format!("storage ID '{value}' contains illegal characters"),
         Format::Vmid if value.parse::<Vmid>().is_err() => "value does not look like a valid VM ID".to_owned(),
         Format::Node if !NODE.is_match(value) => "value does not look like a valid node name".to_owned(),
         Format::Mail if !MAIL.is_match(value) => {
             "value does not look like a valid email address or user name".to_owned()
         }
-        Format::Token if value.is_empty() || value.chars().any(char::is_whitespace) => {
+        Format::Token if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '\0') => {
             return Err("value does not match the regex pattern".into());
         }
         _ => return Ok(()),

@@ -27,11 +27,12 @@ pub(super) fn split(command: &'static Command, args: &[String]) -> Split {
             found.words.push(arg.clone());
             continue;
         };
-        let (name, attached) = match text.split_once('=') {
-            Some((name, value)) if !name.is_empty() => (name, Some(value)),
-            _ => (text, None),
+        // An equals sign that comes first is part of the name.
+        let (name, attached) = match text.char_indices().find(|(at, c)| *at > 0 && *c == '=') {
+            Some((at, _)) => (&text[..at], Some(&text[at + 1..])),
+            None => (text, None),
         };
-        let name = name.to_lowercase();
+        let name = name.to_ascii_lowercase();
         let opt = match lookup(command, &name) {
             Ok(opt) => opt,
             Err(complaint) => {
@@ -42,7 +43,7 @@ pub(super) fn split(command: &'static Command, args: &[String]) -> Split {
         let value = if matches!(opt.kind, Kind::Bool) {
             match attached {
                 Some(value) => value.to_owned(),
-                None => args.next_if(|next| *next != "--" && option_text(next).is_none()).cloned().unwrap_or_default(),
+                None => args.next_if(|next| !looks_like_option(next)).cloned().unwrap_or_default(),
             }
         } else {
             match attached {
@@ -51,7 +52,7 @@ pub(super) fn split(command: &'static Command, args: &[String]) -> Split {
                 None => args.next().cloned(),
             }
             .unwrap_or_else(|| {
-                found.complaints.push(format!("Option {name} requires an argument"));
+                found.complaints.push(format!("Option {} requires an argument", opt.name));
                 String::new()
             })
         };
@@ -65,6 +66,11 @@ fn option_text(arg: &str) -> Option<&str> {
     arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|rest| !rest.is_empty())
 }
 
+/// Whether a word after a boolean is no value of it. A dash before a line feed is one, by an oddity of the pattern there.
+fn looks_like_option(arg: &str) -> bool {
+    arg.strip_prefix('-').is_some_and(|rest| !rest.is_empty() && !rest.starts_with('\n'))
+}
+
 fn lookup(command: &'static Command, name: &str) -> Result<&'static Opt, String> {
     let hits: Vec<_> = command.options.iter().filter(|opt| opt.name.starts_with(name)).collect();
     match hits.as_slice() {
@@ -76,3 +82,6 @@ fn lookup(command: &'static Command, name: &str) -> Result<&'static Opt, String>
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

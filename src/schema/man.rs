@@ -15,16 +15,16 @@ pub fn man_page(command: &Command, version: &str) -> String {
         escape(name),
         escape(&usage_line(command)),
     );
+    page += command.manual.0;
     page += ".SH ARGUMENTS\n";
     for opt in command.positionals() {
         page += &entry(&format!("<{}>", opt.name), opt);
     }
-    page += ".SH OPTIONS\nNames may be shortened as long as they are unambiguous. A boolean without a value is true.\n";
+    page += ".SH OPTIONS\n";
     for opt in command.options {
         page += &entry(&format!("--{}", opt.name), opt);
     }
-    page += ".SH EXIT STATUS\n0 when everything was done, 255 on any error.\n";
-    page
+    page + command.manual.1
 }
 
 fn entry(name: &str, opt: &Opt) -> String {
@@ -34,7 +34,7 @@ fn entry(name: &str, opt: &Opt) -> String {
         ".TP\n\\fB{}\\fR {}\n{}{}\n",
         escape(name),
         escape(&(type_text(opt) + &default)),
-        escape(opt.description),
+        escape(&opt.full_description()),
         escape(&requires)
     )
 }

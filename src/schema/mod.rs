@@ -5,6 +5,7 @@
 //! Nothing here does I/O. A command line becomes [`Params`] (checked words, still text), and those become a typed
 //! structure ([`VzdumpOptions`], [`RestoreOptions`]) together with the defaults.
 
+mod api;
 mod check;
 mod complete;
 mod getopt;
@@ -13,6 +14,7 @@ mod man;
 pub mod notes;
 mod params;
 mod property;
+mod request;
 mod restore;
 pub mod size;
 pub mod tables;
@@ -22,24 +24,32 @@ mod vzdump;
 pub mod words;
 
 pub use check::{check_value, parse_bool};
-pub use complete::bash_completion;
+pub use complete::{Shell, Source, completion};
 pub use keep::Keep;
 pub use man::man_page;
 pub use params::{Params, UsageError, parse};
 pub use property::Properties;
+pub use request::VzdumpRequest;
 pub use restore::RestoreOptions;
 pub use usage::{help, usage_line};
 pub use vmid::{Vmid, VmidError};
 pub use vzdump::{
     Compress, Fleecing, MailNotification, Mode, NotificationMode, OptionsError, Performance, VzdumpOptions,
-    VzdumpRequest,
 };
 
 /// What a word looks like, beyond being text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Anything.
+    /// Any single line.
     Any,
+    /// The path of a file; empty where none is wanted.
+    File,
+    /// The path of a directory.
+    Directory,
+    /// An archive: a path, a volume, or `-`.
+    Archive,
+    /// The name of a pool.
+    Pool,
     /// A storage's name.
     StorageId,
     /// A guest's number, 100 to 999999999.
@@ -95,12 +105,29 @@ pub struct Opt {
     pub requires: Option<&'static str>,
     /// Longest text allowed, in characters.
     pub max_length: Option<usize>,
+    /// What to use instead, for an option that still works but should not be used any more.
+    pub deprecated: Option<&'static str>,
 }
 
 impl Opt {
     /// An option without default or further conditions.
     pub const fn new(name: &'static str, kind: Kind, description: &'static str) -> Self {
-        Self { name, kind, description, default: None, typetext: None, requires: None, max_length: None }
+        Self {
+            name,
+            kind,
+            description,
+            default: None,
+            typetext: None,
+            requires: None,
+            max_length: None,
+            deprecated: None,
+        }
+    }
+
+    /// The description, after a word about what to use instead where the option is deprecated.
+    pub fn full_description(&self) -> String {
+        let advice = self.deprecated.map(|instead| format!("Deprecated: {instead} ")).unwrap_or_default();
+        advice + self.description
     }
 
     /// The same with a default.
@@ -118,6 +145,12 @@ impl Opt {
     /// The same, needing another option beside it.
     pub const fn requires(mut self, other: &'static str) -> Self {
         self.requires = Some(other);
+        self
+    }
+
+    /// The same, deprecated; the text says what to use instead.
+    pub const fn deprecated(mut self, instead: &'static str) -> Self {
+        self.deprecated = Some(instead);
         self
     }
 
@@ -169,6 +202,8 @@ pub struct Command {
     pub positional: Positional,
     /// Options, sorted by name.
     pub options: &'static [Opt],
+    /// What the man page says before the arguments and after the options, as roff.
+    pub manual: (&'static str, &'static str),
 }
 
 impl Command {

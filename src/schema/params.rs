@@ -43,9 +43,37 @@ impl Params {
         Properties::parse(name, self.text(name)?, shape).ok()
     }
 
+    /// Checks and cleans every value, and that what options require is there.
+    pub(super) fn verified(mut self, command: &'static Command) -> Result<Self, UsageError> {
+        let mut errors = Vec::new();
+        for (name, values) in &mut self.values {
+            let Some(opt) = command.option(name) else { continue };
+            for value in values {
+                match check_value(opt, value) {
+                    Ok(clean) => *value = clean,
+                    Err(reason) => errors.push(((*name).to_owned(), reason)),
+                }
+            }
+        }
+        for opt in command.options {
+            if let Some(other) = opt.requires.filter(|other| self.has(opt.name) && !self.has(other)) {
+                let reason = format!("missing property required by '{}'", opt.name);
+                if !errors.iter().any(|(name, _)| name == other) {
+                    errors.push((other.to_owned(), reason));
+                }
+            }
+        }
+        if errors.is_empty() { Ok(self) } else { Err(UsageError::params(command, &errors)) }
+    }
+
     /// Sets a parameter to values that were checked with [`check_value`].
     pub(crate) fn set(&mut self, name: &'static str, values: Vec<String>) {
         self.values.insert(name, values);
+    }
+
+    /// Adds an unchecked value.
+    pub(super) fn push(&mut self, name: &'static str, value: String) {
+        self.values.entry(name).or_default().push(value);
     }
 
     /// Forgets a parameter.
@@ -64,22 +92,29 @@ impl Params {
 #[error("{text}")]
 pub struct UsageError {
     text: String,
+    reasons: Vec<(String, String)>,
 }
 
 impl UsageError {
     pub(super) fn new(command: &Command, what: &str) -> Self {
-        Self { text: format!("400 {what}\n{}\n", usage_line(command)) }
+        Self { text: format!("400 {what}\n{}\n", usage_line(command)), reasons: Vec::new() }
     }
 
     fn unparsable(command: &Command, complaints: &[String]) -> Self {
         let complaints: String = complaints.iter().map(|line| format!("{line}\n")).collect();
-        Self { text: complaints + &Self::new(command, "unable to parse option").text }
+        Self { text: complaints + &Self::new(command, "unable to parse option").text, reasons: Vec::new() }
     }
 
     /// Parameters that fail their checks: name and reason of each.
     pub(super) fn params(command: &Command, errors: &[(String, String)]) -> Self {
-        let reasons: Vec<_> = errors.iter().map(|(name, reason)| format!("\n{name}: {reason}")).collect();
-        Self::new(command, &format!("Parameter verification failed.{}", reasons.concat()))
+        let lines: String = errors.iter().map(|(name, reason)| format!("\n{name}: {reason}")).collect();
+        Self { reasons: errors.to_vec(), ..Self::new(command, &format!("Parameter verification failed.{lines}")) }
+    }
+
+    /// Name and reason of each parameter that failed its check; for a place that is no terminal, where the usage line
+    /// says nothing. Empty when the words could not be read as options at all.
+    pub fn reasons(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.reasons.iter().map(|(name, reason)| (name.as_str(), reason.trim_end()))
     }
 
     pub(super) fn param(command: &Command, name: &str, reason: &str) -> Self {
@@ -103,33 +138,18 @@ pub fn parse(command: &'static Command, args: &[String]) -> Result<Params, Usage
             Kind::Array => values.push(value),
             Kind::List(_) if !values.is_empty() => values[0] = format!("{},{value}", values[0]),
             Kind::Bool if value.is_empty() => *values = vec!["1".to_owned()],
-            Kind::Bool if parse_bool(&value).is_none() => {
-                return Err(UsageError::new(command, "unable to parse boolean option"));
-            }
             _ => *values = vec![value],
         }
     }
     positional(command, given.words, &mut params)?;
-
-    let mut errors = Vec::new();
-    for (name, values) in &mut params.values {
-        let Some(opt) = command.option(name) else { continue };
-        for value in values {
-            match check_value(opt, value) {
-                Ok(clean) => *value = clean,
-                Err(reason) => errors.push(((*name).to_owned(), reason)),
-            }
-        }
+    let unclear = |name: &str| {
+        let is_bool = command.option(name).is_some_and(|opt| matches!(opt.kind, Kind::Bool));
+        is_bool && params.text(name).and_then(parse_bool).is_none()
+    };
+    if params.values.keys().any(|name| unclear(name)) {
+        return Err(UsageError::new(command, "unable to parse boolean option"));
     }
-    for opt in command.options {
-        if let Some(other) = opt.requires.filter(|other| params.has(opt.name) && !params.has(other)) {
-            let reason = format!("missing property required by '{}'", opt.name);
-            if !errors.iter().any(|(name, _)| name == other) {
-                errors.push((other.to_owned(), reason));
-            }
-        }
-    }
-    if errors.is_empty() { Ok(params) } else { Err(UsageError::params(command, &errors)) }
+    params.verified(command)
 }
 
 fn positional(command: &'static Command, words: Vec<String>, params: &mut Params) -> Result<(), UsageError> {

@@ -19,21 +19,33 @@ impl Properties {
     /// # Errors
     /// The sentence(s) that follow `invalid format - `; `name` is the option's name in them.
     pub fn parse(name: &str, text: &str, shape: &'static PropertyString) -> Result<Self, String> {
-        let mut given = Self { pairs: Vec::new(), default_key: shape.default_key };
+        let mut pairs = Vec::new();
         for part in text.split(',').filter(|part| !part.trim().is_empty()) {
-            let (key, value) = match (part.split_once('='), shape.default_key) {
-                (Some((key, value)), _) => (key.trim(), value),
-                (None, Some(key)) => (key, part),
+            pairs.push(match (part.split_once('='), shape.default_key) {
+                (Some((key, value)), _) => (key.trim().to_owned(), value.to_owned()),
+                (None, Some(key)) => (key.to_owned(), part.to_owned()),
                 (None, None) => {
                     return Err("value without key, but schema does not define a default key".into());
                 }
-            };
-            if given.get(key).is_some() {
-                return Err(format!("duplicate key in comma-separated list property: {key}"));
-            }
-            given.pairs.push((key.to_owned(), value.to_owned()));
+            });
         }
-        given.pairs.sort();
+        Self::from_pairs(name, pairs, shape)
+    }
+
+    /// Checks `pairs` against `shape`.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn from_pairs(
+        name: &str,
+        mut pairs: Vec<(String, String)>,
+        shape: &'static PropertyString,
+    ) -> Result<Self, String> {
+        pairs.sort();
+        if let Some(twice) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(format!("duplicate key in comma-separated list property: {}", twice[0].0));
+        }
+        let mut given = Self { pairs, default_key: shape.default_key };
         let mut errors = String::new();
         for (key, value) in &mut given.pairs {
             let checked = match shape.key(key) {

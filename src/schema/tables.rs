@@ -1,12 +1,15 @@
 //! The tables: every option of every command line. Names, defaults, ranges and words are the ones administrators know;
 //! `golden/vzdump/44-help` holds them all.
 
-use super::Format::{Any, Mail, Node, StorageId, Token, Vmid};
+use super::Format::{Any, Archive, Directory, File, Mail, Node, Pool, StorageId, Token, Vmid};
 use super::Kind::{Array, Bool, Enum, Integer, List, Number, Property, Text};
 use super::{Command, Kind, Opt, Positional, PropertyString};
 
 const INTEGER: Kind = Integer { min: None, max: None };
 const FROM_ZERO: Kind = Integer { min: Some(0), max: None };
+
+/// PATH_MAX of Linux.
+const LONGEST_PATH: usize = 4096;
 
 const fn keep(name: &'static str, description: &'static str) -> Opt {
     Opt::new(name, FROM_ZERO, description).typetext("<N>")
@@ -74,12 +77,13 @@ static VZDUMP_VMID: Opt = Opt::new("vmid", List(Vmid), "The ID of the guest syst
 pub static VZDUMP: Command = Command {
     name: "vzdump",
     summary: "Create backup.",
+    manual: (include_str!("man/vzdump_before.roff"), include_str!("man/vzdump_after.roff")),
     positional: Positional::Rest(&VZDUMP_VMID),
     options: &[
         Opt::new("all", Bool, "Backup all known guest systems on this host.").default("0"),
         Opt::new("bwlimit", FROM_ZERO, "Limit I/O bandwidth (in KiB/s).").default("0"),
         Opt::new("compress", Enum(&["0", "1", "gzip", "lzo", "zstd"]), "Compress dump file.").default("0"),
-        Opt::new("dumpdir", Text(Any), "Store resulting files to specified directory."),
+        Opt::new("dumpdir", Text(Directory), "Store resulting files to specified directory.").max_length(LONGEST_PATH),
         Opt::new("exclude", List(Vmid), "Exclude specified guest systems (assumes --all)"),
         Opt::new(
             "exclude-path",
@@ -105,18 +109,15 @@ pub static VZDUMP: Command = Command {
         .typetext("\\S+")
         .max_length(256),
         Opt::new("lockwait", FROM_ZERO, "Maximal time to wait for the global lock (minutes).").default("180"),
-        Opt::new(
-            "mailnotification",
-            Enum(&["always", "failure"]),
-            "Deprecated: use notification targets/matchers instead. Specify when to send a notification mail",
-        )
-        .default("always"),
+        Opt::new("mailnotification", Enum(&["always", "failure"]), "Specify when to send a notification mail")
+            .deprecated("use notification targets/matchers instead.")
+            .default("always"),
         Opt::new(
             "mailto",
             List(Mail),
-            "Deprecated: Use notification targets/matchers instead. Comma-separated list of email addresses or users \
-             that should receive email notifications.",
-        ),
+            "Comma-separated list of email addresses or users that should receive email notifications.",
+        )
+        .deprecated("Use notification targets/matchers instead."),
         Opt::new("mode", Enum(&["snapshot", "suspend", "stop"]), "Backup mode.").default("snapshot"),
         Opt::new("node", Text(Node), "Only run if executed on this node."),
         Opt::new(
@@ -151,7 +152,7 @@ pub static VZDUMP: Command = Command {
             "Use pigz instead of gzip when N>0. N=1 uses half of cores, N>1 uses N as thread count.",
         )
         .default("0"),
-        Opt::new("pool", Text(Any), "Backup all known guest systems included in the specified pool."),
+        Opt::new("pool", Text(Pool), "Backup all known guest systems included in the specified pool."),
         Opt::new("protected", Bool, "If true, mark backup(s) as protected.").requires("storage"),
         Opt::new(
             "prune-backups",
@@ -161,14 +162,14 @@ pub static VZDUMP: Command = Command {
         .default("keep-all=1"),
         Opt::new("quiet", Bool, "Be quiet.").default("0"),
         Opt::new("remove", Bool, "Prune older backups according to 'prune-backups'.").default("1"),
-        Opt::new("script", Text(Any), "Use specified hook script."),
+        Opt::new("script", Text(File), "Use specified hook script.").max_length(LONGEST_PATH),
         Opt::new("stdexcludes", Bool, "Exclude temporary files and logs.").default("1"),
         Opt::new("stdout", Bool, "Write tar to stdout, not to a file."),
         Opt::new("stop", Bool, "Stop running backup jobs on this host.").default("0"),
         Opt::new("stopwait", FROM_ZERO, "Maximal time to wait until a guest system is stopped (minutes).")
             .default("10"),
         Opt::new("storage", Text(StorageId), "Store resulting file to this storage."),
-        Opt::new("tmpdir", Text(Any), "Store temporary files to specified directory."),
+        Opt::new("tmpdir", Text(Directory), "Store temporary files to specified directory.").max_length(LONGEST_PATH),
         Opt::new(
             "zstd",
             INTEGER,
@@ -183,8 +184,9 @@ pub static VZDUMP: Command = Command {
 pub static QMRESTORE: Command = Command {
     name: "qmrestore",
     summary: "Restore QemuServer vzdump backups.",
+    manual: (include_str!("man/qmrestore_before.roff"), include_str!("man/qmrestore_after.roff")),
     positional: Positional::Words(&[
-        Opt::new("archive", Text(Any), "The backup file. You can pass '-' to read from standard input.")
+        Opt::new("archive", Text(Archive), "The backup file. You can pass '-' to read from standard input.")
             .max_length(255),
         Opt::new("vmid", Text(Vmid), "The (unique) ID of the VM.").typetext("<integer> (100 - 999999999)"),
     ]),
@@ -192,7 +194,7 @@ pub static QMRESTORE: Command = Command {
         Opt::new("bwlimit", Number, "Override I/O bandwidth limit (in KiB/s)."),
         Opt::new("force", Bool, "Allow to overwrite existing VM."),
         Opt::new("live-restore", Bool, "Start the VM immediately from the backup and restore in background. PBS only."),
-        Opt::new("pool", Text(Any), "Add the VM to the specified pool."),
+        Opt::new("pool", Text(Pool), "Add the VM to the specified pool."),
         Opt::new("start", Bool, "Start VM after it was restored successfully.").default("0"),
         Opt::new("storage", Text(StorageId), "Default storage."),
         Opt::new("unique", Bool, "Assign a unique random ethernet address."),

@@ -143,43 +143,115 @@ fn qmrestore_options() {
 #[test]
 fn man_page_and_completion_name_every_option() {
     for command in [&VZDUMP, &QMRESTORE] {
-        let (man, bash) = (man_page(command, "0.1.0"), bash_completion(command));
+        let man = man_page(command, "0.1.0");
+        let scripts = [(Shell::Bash, "--"), (Shell::Zsh, "--"), (Shell::Fish, "-l ")]
+            .map(|(shell, dashes)| (completion(command, shell), dashes));
         for opt in command.options {
             assert!(man.contains(&format!("\\-\\-{}", opt.name.replace('-', "\\-"))), "{}", opt.name);
-            assert!(bash.contains(&format!("--{}", opt.name)), "{}", opt.name);
+            for (script, dashes) in &scripts {
+                assert!(script.contains(&format!("{dashes}{}", opt.name)), "{}: {script}", opt.name);
+            }
         }
         assert!(man.lines().all(|line| !line.starts_with('\'')));
     }
-    assert!(bash_completion(&VZDUMP).contains("snapshot suspend stop"));
     assert!(help(&QMRESTORE).starts_with("USAGE: qmrestore help\nUSAGE: qmrestore <archive> <vmid> [OPTIONS]\n"));
 }
 
-/// bash and groff read what we write for them without a complaint, where they are installed.
 #[test]
-fn shell_and_roff_accept_our_output() {
-    use std::io::Write;
-    use std::process::{Command as Process, Stdio};
-    for (program, args, text) in [
-        ("bash", &["-n"][..], bash_completion(&VZDUMP)),
-        ("bash", &["-n"], bash_completion(&QMRESTORE)),
-        ("groff", &["-ww", "-man", "-Tascii", "-z"], man_page(&VZDUMP, "0.1.0")),
-        ("groff", &["-ww", "-man", "-Tascii", "-z"], man_page(&QMRESTORE, "0.1.0")),
-    ] {
-        let child = Process::new(program).args(args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let Ok(mut child) = child else {
-            eprintln!("skipped: no {program}");
-            continue;
-        };
-        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-        let out = child.wait_with_output().unwrap();
-        assert!(out.status.success() && out.stderr.is_empty(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
-    }
+fn deprecated_options_say_what_to_use_instead() {
+    let deprecated: Vec<_> = VZDUMP.options.iter().filter(|opt| opt.deprecated.is_some()).map(|opt| opt.name).collect();
+    assert_eq!(deprecated, ["mailnotification", "mailto"]);
+    assert!(man_page(&VZDUMP, "0.1.0").contains("\nDeprecated: use notification targets/matchers instead. Specify"));
 }
 
 proptest::proptest! {
     #[test]
-    fn any_command_line_is_answered(line in proptest::collection::vec("(--?)?[a-z0-9=,-]{0,12}", 0..6)) {
+    fn any_command_line_is_answered(line in proptest::collection::vec("(--?)?[a-zA-Z0-9=,;é\n\u{0} -]{0,12}", 0..6)) {
         let _ = VzdumpRequest::parse(&line).map(|request| request.command_line());
         let _ = RestoreOptions::parse(&line);
+    }
+
+    /// Whatever pairs are accepted are printed as text, and as an object, that means the same.
+    #[test]
+    fn property_strings_round_trip(
+        keep in proptest::collection::btree_map("keep-(all|last|daily|hourly|yearly)", 0u64..9, 0..5),
+        fleece in "(enabled=)?[01]?,?(storage=[a-z]{2,5})?",
+        workers in proptest::option::of(0u64..300),
+    ) {
+        let keep = keep.iter().map(|(key, n)| format!("{key}={n}")).collect::<Vec<_>>().join(",");
+        let workers = workers.map(|n| format!("max-workers={n}")).unwrap_or_default();
+        for (name, text) in [("prune-backups", keep), ("fleecing", fleece), ("performance", workers)] {
+            let Some(Opt { kind: Kind::Property(shape), .. }) = VZDUMP.option(name) else { panic!("{name}") };
+            let Ok(given) = Properties::parse(name, &text, shape) else { continue };
+            proptest::prop_assert_eq!(&Properties::parse(name, &given.to_string(), shape).unwrap(), &given);
+            let request = VzdumpRequest::from_pairs([("all", "1"), (name, text.as_str())]).unwrap();
+            proptest::prop_assert_eq!(VzdumpRequest::from_json(&request.to_json()).unwrap(), request);
+        }
+    }
+}
+
+fn json(text: &str) -> Result<VzdumpRequest, UsageError> {
+    VzdumpRequest::from_json(&serde_json::from_str(text).unwrap())
+}
+
+#[test]
+fn a_request_from_the_api() {
+    let given = json(
+        r#"{"all": 1, "exclude": "101,102", "mode": "stop", "storage": "bk", "bwlimit": "100", "zstd": 4,
+            "protected": true, "remove": false, "mailto": ["root", "a@x.y"], "exclude-path": ["/a b", "/c"],
+            "prune-backups": {"keep-last": "3", "keep-daily": 2}, "fleecing": {"enabled": 1, "storage": "local"},
+            "performance": "max-workers=4", "pool": null}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        given.command_line(),
+        "vzdump --all 1 --bwlimit 100 --exclude 101,102 --exclude-path '/a b' --exclude-path /c \
+         --fleecing '1,storage=local' --mailto root,a@x.y --mode stop --performance 'max-workers=4' --protected 1 \
+         --prune-backups 'keep-daily=2,keep-last=3' --remove 0 --storage bk --zstd 4"
+    );
+    assert_eq!(VzdumpRequest::from_json(&given.to_json()).unwrap(), given);
+    let object = given.to_json();
+    assert_eq!(object["prune-backups"], serde_json::json!({"keep-daily": 2, "keep-last": 3}));
+    assert_eq!((&object["all"], &object["mailto"]), (&1.into(), &"root,a@x.y".into()));
+    assert_eq!(json(r#"{"vmid": 100}"#).unwrap().command_line(), "vzdump 100");
+}
+
+#[test]
+fn a_request_from_a_section() {
+    let pairs = [("vmid", "100,101"), ("all", "0"), ("exclude-path", "/a b"), ("exclude-path", "/c"), ("quiet", "1")];
+    let given = VzdumpRequest::from_pairs(pairs).unwrap();
+    assert_eq!(given.command_line(), "vzdump 100 101 --all 0 --exclude-path '/a b' --exclude-path /c --quiet 1");
+    assert_eq!(VzdumpRequest::from_json(&given.to_json()).unwrap(), given);
+}
+
+#[test]
+fn requests_that_are_refused_say_which_keys() {
+    let reasons = |given: Result<VzdumpRequest, UsageError>| -> Vec<String> {
+        given.unwrap_err().reasons().map(|(name, reason)| format!("{name}: {reason}")).collect()
+    };
+    let section = |pairs: &[(&str, &str)]| reasons(VzdumpRequest::from_pairs(pairs.iter().copied()));
+    let undefined = "property is not defined in schema and the schema does not allow additional properties";
+    assert_eq!(section(&[("all", "1"), ("schedule", "daily")]), [format!("schedule: {undefined}")]);
+    assert_eq!(section(&[("all", "1"), ("Mode", "stop")]), [format!("Mode: {undefined}")]);
+    assert_eq!(section(&[("all", "1"), ("mode", "stop"), ("mode", "stop")]), ["mode: duplicate attribute"]);
+    assert_eq!(section(&[("all", "maybe")]), ["all: type check ('boolean') failed - got 'maybe'"]);
+    assert_eq!(section(&[("all", "1"), ("vmid", "100")]), ["all: option conflicts with option 'vmid'"]);
+    assert_eq!(section(&[]), ["vmid: property is missing"]);
+    for (text, reason) in [
+        (r#"{"all": 1, "bwlimit": [1]}"#, "bwlimit: type check ('integer') failed - got ARRAY"),
+        (r#"{"all": 1, "bwlimit": 1.5}"#, "bwlimit: type check ('integer') failed - got '1.5'"),
+        (r#"{"all": {}}"#, "all: type check ('boolean') failed - got HASH"),
+        (r#"{"all": 1, "protected": 1}"#, "storage: missing property required by 'protected'"),
+        (
+            r#"{"all": 1, "fleecing": {"enabled": 1, "storage": "a,enabled=0"}}"#,
+            "fleecing: invalid format - format error\nfleecing.storage: invalid format - storage ID 'a,enabled=0' \
+             contains illegal characters",
+        ),
+        (
+            r#"{"all": 1, "prune-backups": {"keep-all": true, "keep-last": 1}}"#,
+            "prune-backups: invalid format - keep-all cannot be set together with other options.",
+        ),
+    ] {
+        assert_eq!(reasons(json(text)), [reason]);
     }
 }

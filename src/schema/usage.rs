@@ -29,7 +29,7 @@ pub fn help(command: &Command) -> String {
 fn entry(name: &str, opt: &Opt) -> String {
     let default = opt.default.map(|default| format!("   (default={default})")).unwrap_or_default();
     let head = format!("  {name:<10} {}{default}\n", type_text(opt));
-    let mut text = wrap("", INDENT, &head) + &wrap(INDENT, INDENT, opt.description) + "\n\n";
+    let mut text = wrap("", INDENT, &head) + &wrap(INDENT, INDENT, &opt.full_description()) + "\n\n";
     if let Some(other) = opt.requires {
         text += &(wrap(INDENT, INDENT, &format!("Requires option(s): {other}")) + "\n\n");
     }

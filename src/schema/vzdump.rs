@@ -1,10 +1,8 @@
-//! `vzdump`: what was asked for ([`VzdumpRequest`]) and, together with `/etc/vzdump.conf` and the defaults, what holds
-//! ([`VzdumpOptions`]).
+//! `vzdump`: what holds for one job, from what was asked for ([`VzdumpRequest`]), `/etc/vzdump.conf` and the defaults.
 
 use std::path::PathBuf;
 
-use super::words::{shell_quote, split_list};
-use super::{Keep, Params, Properties, UsageError, Vmid, notes, parse, tables, tables::VZDUMP};
+use super::{Keep, Params, Properties, Vmid, VzdumpRequest, tables, tables::VZDUMP};
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $($word:literal)|+,)+ }) => {
@@ -86,73 +84,6 @@ pub struct Performance {
     pub max_workers: u64,
     /// Only of use with a backup server.
     pub pbs_entries_max: u64,
-}
-
-/// A `vzdump` command line, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VzdumpRequest {
-    params: Params,
-}
-
-impl VzdumpRequest {
-    /// Reads the arguments after the program's name (or after `vzdump`).
-    ///
-    /// # Errors
-    /// The text for standard error; the exit code is 255.
-    pub fn parse(args: &[String]) -> Result<Self, UsageError> {
-        let params = parse(&VZDUMP, args)?;
-        let refuse = |name: &str, reason: &str| Err(UsageError::param(&VZDUMP, name, reason));
-        if params.has("vmid") {
-            let conflict =
-                [("all", params.flag("all")), ("exclude", params.has("exclude")), ("pool", params.has("pool"))];
-            if let Some((name, _)) = conflict.iter().find(|(_, given)| *given) {
-                return refuse(name, "option conflicts with option 'vmid'");
-            }
-        } else if !["all", "stop"].iter().any(|name| params.flag(name)) && !params.has("pool") && !params.has("exclude")
-        {
-            return refuse("vmid", "property is missing");
-        }
-        if let Some(Err(reason)) = params.text("notes-template").map(notes::verify) {
-            return refuse("notes-template", &format!("{reason}\n"));
-        }
-        Ok(Self { params })
-    }
-
-    /// The call as the log shows it: `vzdump 100 --compress zstd --storage bk`; guests first, then options by name.
-    pub fn command_line(&self) -> String {
-        let mut line = "vzdump".to_owned();
-        for vmid in self.params.items(&VZDUMP, "vmid") {
-            line += &format!(" {vmid}");
-        }
-        for (name, values) in self.params.iter() {
-            match name {
-                "vmid" | "stdout" => {}
-                "exclude-path" => {
-                    values.iter().for_each(|path| line += &format!(" --{name} {}", shell_quote(path)));
-                }
-                _ => {
-                    let value = match name {
-                        "mailto" => split_list(&values[0]).join(","),
-                        "prune-backups" => self.keep().unwrap_or(Keep::ALL).to_string(),
-                        _ => values[0].clone(),
-                    };
-                    if !value.is_empty() {
-                        line += &format!(" --{name} {}", shell_quote(&value));
-                    }
-                }
-            }
-        }
-        line
-    }
-
-    fn keep(&self) -> Option<Keep> {
-        self.params.properties(&VZDUMP, "prune-backups").map(|given| Keep::from_properties(&given))
-    }
-
-    /// The parameters given.
-    pub fn params(&self) -> &Params {
-        &self.params
-    }
 }
 
 /// Options that cannot be used together. Printed as it is; the exit code is 255.
@@ -242,7 +173,7 @@ impl VzdumpOptions {
     /// # Errors
     /// When options exclude each other.
     pub fn merge(request: &VzdumpRequest, conf: &Params) -> Result<Self, OptionsError> {
-        let cli = &request.params;
+        let cli = request.params();
         if cli.has("storage") && cli.has("dumpdir") {
             return Err(OptionsError::Conflict("storage", "dumpdir"));
         }
@@ -257,7 +188,8 @@ impl VzdumpOptions {
             storage = Some("local".to_owned());
         }
         let pick = Pick { cli, conf };
-        let vmids = |name| cli.items(&VZDUMP, name).iter().filter_map(|item| item.parse().ok()).collect();
+        let vmids =
+            |name| -> Vec<Vmid> { cli.items(&VZDUMP, name).iter().filter_map(|item| item.parse().ok()).collect() };
         let fleecing = pick.properties("fleecing");
         let performance = |key| -> u64 {
             let given = |params: &Params| params.properties(&VZDUMP, "performance")?.number(key);
@@ -266,15 +198,16 @@ impl VzdumpOptions {
         };
         Ok(Self {
             vmids: vmids("vmid"),
-            all: cli.flag("all") || (cli.has("exclude") && !cli.has("pool")),
+            all: cli.flag("all")
+                || (vmids("vmid").is_empty() && cli.has("exclude") && cli.text("pool").unwrap_or_default().is_empty()),
             exclude: vmids("exclude"),
-            pool: cli.text("pool").map(str::to_owned),
+            pool: cli.text("pool").filter(|pool| !pool.is_empty()).map(str::to_owned),
             node: cli.text("node").map(str::to_owned),
             mode: pick.text("mode").and_then(Mode::from_word).unwrap_or(Mode::Snapshot),
             compress: pick.text("compress").and_then(Compress::from_word).unwrap_or(Compress::None),
             pigz: pick.number("pigz"),
             zstd: pick.number("zstd"),
-            bwlimit: pick.number("bwlimit"),
+            bwlimit: pick.number::<u64>("bwlimit").min(u64::MAX / 1024),
             ionice: pick.number("ionice"),
             performance: Performance {
                 max_workers: performance("max-workers"),
@@ -284,15 +217,15 @@ impl VzdumpOptions {
                 enabled: fleecing.as_ref().is_some_and(|given| given.flag("enabled")),
                 storage: fleecing.as_ref().and_then(|given| given.get("storage")).map(str::to_owned),
             },
-            lockwait: pick.number("lockwait"),
-            stopwait: pick.number("stopwait"),
+            lockwait: pick.number::<u64>("lockwait").min(LONGEST_WAIT),
+            stopwait: pick.number::<u64>("stopwait").min(LONGEST_WAIT),
             prune_backups: (cli.has("prune-backups") || conf.has("prune-backups"))
                 .then(|| pick.properties("prune-backups").map(|given| Keep::from_properties(&given)))
                 .flatten(),
             remove: pick.flag("remove"),
             notes_template: pick.text("notes-template").filter(|_| dumpdir.is_none()).map(str::to_owned),
             protected: pick.flag("protected") && dumpdir.is_none(),
-            script: pick.text("script").map(str::to_owned),
+            script: pick.text("script").filter(|script| !script.is_empty()).map(str::to_owned),
             stdexcludes: pick.flag("stdexcludes"),
             exclude_path: [conf.items(&VZDUMP, "exclude-path"), cli.items(&VZDUMP, "exclude-path")].concat(),
             tmpdir: pick.text("tmpdir").map(directory),
@@ -333,9 +266,16 @@ impl VzdumpOptions {
     }
 }
 
+/// A century in minutes: longer waits are this one, so that a date can still be computed.
+const LONGEST_WAIT: u64 = 100 * 366 * 24 * 60;
+
+/// As many threads as zstd itself takes at most.
+const MOST_THREADS: usize = 256;
+
 /// `half` and what lies below it mean half of the cores, rounded up.
 fn threads(given: i64, half: i64, cores: usize) -> usize {
-    if given <= half { cores.div_ceil(2).max(1) } else { usize::try_from(given).unwrap_or(1) }
+    let wanted = if given <= half { cores.div_ceil(2).max(1) } else { usize::try_from(given).unwrap_or(MOST_THREADS) };
+    wanted.min(MOST_THREADS)
 }
 
 fn directory(path: &str) -> PathBuf {
