@@ -121,12 +121,12 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
     let outcome = match run.backup() {
         Ok(()) => {
             let took = clock(begun.elapsed().as_secs());
-            job.log.info(&format!("Finished Backup of VM {vmid} ({took})"));
+            job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({took})"));
             job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
             GuestOutcome::Done
         }
         Err(error) => {
-            job.log.error(&format!("Backup of VM {vmid} failed - {error}"));
+            job.log.announce(Kind::Error, &format!("Backup of VM {vmid} failed - {error}"));
             job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
             run.hook_or_warn("backup-abort");
             GuestOutcome::Failed
@@ -147,7 +147,7 @@ impl GuestRun<'_> {
         }
         self.name_archive();
         job.log.open_guest(GuestKind::Qemu.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
-        job.log.info(&format!("Starting Backup of VM {vmid} (qemu)"));
+        job.log.announce(Kind::Info, &format!("Starting Backup of VM {vmid} (qemu)"));
         job.log.job_line(Kind::Info, &format!("Backup started at {}", job.time()));
         self.running = self.power.is_running();
         job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));

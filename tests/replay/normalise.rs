@@ -19,6 +19,19 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^failed to connect to monitor socket", "artifact of the recording"),
     (r"^Use of uninitialized value", "artifact of the recording"),
     (r"^INFO: trying to acquire lock\.\.\. OK$", "artifact of the recording"),
+    (r"^(zstd|gzip|pigz|lzop): .*No space left on device", "the compressor is no child program that could complain"),
+    (
+        r"(got unexpected control message:|can't acquire lock '\S+' (\(wait = 0\)|- got timeout))$",
+        "the original's worker ends without a word to its parent here; the ERROR line before it is compared",
+    ),
+    (r"^VM \d+ started with PID ", "as above: no QEMU is started"),
+    (r"^failed to connect to DBus ", "artifact of the recording"),
+    (r"^VM \d+ qga command failed", "the inside of the node's own guest agent client"),
+    (r"^PARSED ", "the program of the recording that ran a job"),
+    (r"Read error \(39\) : premature end$", "a truncated archive is read by vzkeep itself: words of zstd,"),
+    (r"^vma: restore failed - |vma extract -v -r", "of vma,"),
+    (r"^/bin/bash: line 1: ", "of the shell between them,"),
+    (r"^no lock found trying to remove 'create' +lock$", "and of the clean-up that the original leaves half done"),
     (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
@@ -36,7 +49,11 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"),
         (r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", "STAMP"),
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
-        (r"UPID:[^ ]*", "UPID"),
+        (r"UPID:\w+:[0-9A-F]+:[0-9A-F]+:[0-9A-F]+:(\S*)", "UPID:$1"),
+        (r"^(UPID:\S+) [0-9A-F]{8} ", "$1 TIME "),
+        // Stock QEMU sees its compressor die, vzkeep sees why, and says where.
+        (r"write error - Broken pipe$", "write error - No space left on device"),
+        (r"(write error - .*) \('[^']*' after \d+ bytes\)$", "$1"),
         (r"\(\d+:\d\d:\d\d\)", "(DURATION)"),
         (r"archive file size: .*", "archive file size: SIZE"),
         (r"[0-9.]+ [KMGT]?i?B(/s)?", "SIZE"),
