@@ -24,6 +24,6 @@ pub mod trip;
 
 pub use guest::{Format, Guest, gib, kib, mib};
 pub use node::Node;
-pub use run::Output;
 pub use programs::require;
+pub use run::Output;
 pub use trip::Dice;

@@ -90,7 +90,22 @@ impl Case {
     /// Everything the run said, in whatever way, but for the names of the backups it removed.
     pub fn said(&self) -> String {
         let all = ["stdout.txt", "stderr.txt", "hook.jsonl", "tasklog.txt"].map(|name| self.text(name)).concat();
-        all.lines().filter(|line| !line.contains("removing backup '")).map(|line| format!("{line}\n")).collect()
+        all.lines()
+            .filter(|line| !line.contains("removing backup '") && !line.contains("delete old backup '"))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    }
+
+    /// The log of the task: of this run's, where the recording has those of several, each below its task's id.
+    pub fn task_log(&self) -> String {
+        let text = self.text("tasklog.txt");
+        let index = self.text("taskindex.txt");
+        let own = index.split(' ').next().filter(|upid| !upid.is_empty());
+        let sections = text.split("# UPID:").filter(|section| !section.is_empty());
+        let all: Vec<&str> = sections.collect();
+        let found = all.iter().find(|section| own.is_some_and(|upid| section.starts_with(&upid["UPID:".len()..])));
+        let section = found.or(all.first()).copied().unwrap_or_default();
+        section.split_once('\n').map(|(_, log)| log.to_owned()).unwrap_or_default()
     }
 
     /// Files of the recording whose names `wanted` knows what to make of.

@@ -59,7 +59,10 @@ fn own_stamps(case: &Case) -> BTreeSet<String> {
 
 /// Backups of earlier runs: the time in their names, as it is now and as it was then.
 #[derive(Default)]
-pub struct Seeds(BTreeMap<String, String>);
+pub struct Seeds {
+    then: BTreeMap<String, String>,
+    guests: BTreeSet<String>,
+}
 
 impl Seeds {
     /// Puts the backups there that the run found, if it did anything about earlier ones: those that its listing shows to be older
@@ -83,7 +86,7 @@ impl Seeds {
             let older = names.into_iter().filter(|n| stamp_of(n).is_some_and(|s| s < began));
             earlier.extend(older.map(|name| (dir.clone(), name)));
         }
-        let removed = Regex::new(r"removing backup '(?:([\w-]+):backup/|(/.*)/)([^/']+)'").unwrap();
+        let removed = Regex::new(r"(?:removing|delete old) backup '(?:([\w-]+):backup/|(/.*)/)([^/']+)'").unwrap();
         for found in removed.captures_iter(&case.text("tasklog.txt")) {
             let dir = found.get(2).map_or_else(|| storage_dir(node, &found[1]), |dir| dir.as_str().to_owned());
             let log = format!("{}-{}.log", guest_of(&found[3]), stamp_of(&found[3]).unwrap());
@@ -99,17 +102,13 @@ impl Seeds {
             std::fs::write(node.path(dir).join(name.replace(&then, &fresh)), "earlier").unwrap();
             seeds.insert(fresh, then);
         }
-        Self(seeds)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        Self { then: seeds, guests }
     }
 
     /// A file's name with the time it had in the recording; without one if the run itself made it.
     fn as_recorded(&self, name: &str) -> String {
         let Some(stamp) = stamp_of(name) else { return name.to_owned() };
-        name.replace(&stamp, self.0.get(&stamp).map_or("STAMP", String::as_str))
+        name.replace(&stamp, self.then.get(&stamp).map_or("STAMP", String::as_str))
     }
 }
 
@@ -123,18 +122,14 @@ fn storage_dir(node: &Node, storage: &str) -> String {
 /// Names of the files that the recorded run left, times made equal: also those that it found, if it did anything about them.
 pub fn recorded(case: &Case, seeds: &Seeds) -> Vec<String> {
     let own = own_stamps(case);
-    let then: BTreeSet<&String> = seeds.0.values().collect();
-    let guests: BTreeSet<String> = case.guest_logs().into_iter().map(|(guest, _)| guest).collect();
+    let then: BTreeSet<&String> = seeds.then.values().collect();
     let mut names = BTreeSet::new();
     for (dir, listed) in listing(case) {
         for name in listed {
             let Some(stamp) = stamp_of(&name) else { continue };
             if own.contains(&stamp) {
                 names.insert(format!("{dir}/{}", name.replace(&stamp, "STAMP")));
-            } else if !seeds.is_empty()
-                && then.contains(&stamp)
-                && (guests.is_empty() || guests.contains(&guest_of(&name)))
-            {
+            } else if then.contains(&stamp) && seeds.guests.contains(&guest_of(&name)) {
                 names.insert(format!("{dir}/{name}"));
             }
         }

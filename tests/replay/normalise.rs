@@ -32,6 +32,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^vma: restore failed - |vma extract -v -r", "of vma,"),
     (r"^/bin/bash: line 1: ", "of the shell between them,"),
     (r"^no lock found trying to remove 'create' +lock$", "and of the clean-up that the original leaves half done"),
+    (r"^removed the placeholder config of VM \d+$", "that vzkeep does not"),
     (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
@@ -40,7 +41,9 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     [
         // An archive is read by vzkeep itself, not through a pipe of two programs; the recorded one is not at hand.
         (r"^restore vma archive: .*", "restore vma archive: HOW"),
-        (r"^command 'set -o pipefail && .*' failed: ", ""),
+        (r"command 'set -o pipefail && .*' failed: ", ""),
+        // A truncated archive: the original only knows that its child trapped, vzkeep where it was cut off.
+        (r"exit code 133$|unable to restore VM \d+ - archive '[^']*': reading at byte \d+ .*", "ARCHIVE BROKEN"),
         (r"^CFG: size: \d+ ", "CFG: size: N "),
         (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
         (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),
@@ -88,14 +91,21 @@ pub fn lines(text: &str, root: &str) -> Vec<String> {
         }
         let line = sort_job_options(&line);
         // However many progress lines there were, one stands for all.
-        let progress = line.contains(" N% (SIZE of SIZE) in Ns") || line == "progress N%";
-        if progress && out.last() == Some(&line) {
+        if is_progress(&line) && out.last() == Some(&line) {
             continue;
+        }
+        // How far a copy came before it broke is not the same twice.
+        if body.starts_with("ERROR: ") && out.last().is_some_and(|last| is_progress(last)) {
+            out.pop();
         }
         out.push(line);
     }
     order_hook_pairs(&mut out);
     out
+}
+
+fn is_progress(line: &str) -> bool {
+    line.contains(" N% (SIZE of SIZE) in Ns") || line == "progress N%"
 }
 
 /// `starting new backup job: vzdump 100 --b 1 --a 2` with the options in alphabetical order.
