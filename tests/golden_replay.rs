@@ -65,6 +65,7 @@ fn recorded_runs_replay_equal() {
         replayed += 1;
         let differences = replay_case(&node, case);
         println!("{} {}", if differences.is_empty() { "EQUAL" } else { "DIFFERS" }, case.name);
+        differences.iter().for_each(|difference| println!("{difference}"));
         if !differences.is_empty() {
             differing.push(format!("{}:\n{}", case.name, differences.join("\n")));
         }

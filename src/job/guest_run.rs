@@ -161,7 +161,9 @@ impl GuestRun<'_> {
         let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
         report.failed.iter().for_each(tell);
         if result.is_err() {
-            report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
+            // The lock, and the place of our own sockets, are nothing to tell anybody of.
+            let inside = |line: &str| line.contains("lock") || line.contains("'/var/run/vzkeep/");
+            report.done.iter().filter(|line| !inside(line)).for_each(|line| job.log.info(line));
         }
         self.after_unlock();
         result

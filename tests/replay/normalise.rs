@@ -101,6 +101,9 @@ pub fn lines(text: &str, root: &str) -> Vec<String> {
         out.push(line);
     }
     order_hook_pairs(&mut out);
+    // What a restore made is undone backwards here.
+    let removed = |line: &String| line.starts_with("temporary volume ") && line.ends_with(" successfully removed");
+    out.chunk_by_mut(|a, b| removed(a) && removed(b)).for_each(<[String]>::sort);
     out
 }
 
