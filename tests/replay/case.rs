@@ -78,7 +78,9 @@ impl Case {
     pub fn hook_fails(&self) -> String {
         let map = self.json["before"]["hook_fails"].as_object().into_iter().flatten();
         let from_json: String = map.map(|(phase, code)| format!("{phase} {code}\n")).collect();
-        if from_json.is_empty() { self.text("hook.fail") } else { from_json }
+        // The file has every phase, the description may name but the first.
+        let file = self.text("hook.fail");
+        if file.is_empty() { from_json } else { file }
     }
 
     /// The configuration file that the run found.
