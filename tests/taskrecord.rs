@@ -1,7 +1,5 @@
 //! The record of a task when there is no room for it: a full `/var/log` costs no backup.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 mod lab;
 
 use std::process::Command;
