@@ -1,22 +1,33 @@
 //! Replays recorded runs of the stock programs on a node of the lab and compares, after normalisation: exit code, terminal,
-//! task log, the guests' log files, hook calls with arguments, environment and what they found, and the files left.
-//! `GOLDEN_DIR` names the folder of recordings; any case found there is run, or named as pending.
+//! task log, the guests' log files, notes, hook calls with arguments, environment and what they found, the files left, the
+//! line in the index of tasks and those in the system log.
+//! `GOLDEN_DIR` names the folder of recordings; any case found there is run, or named as pending, and one whose circumstances
+//! are not understood fails.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod lab;
 mod replay {
     pub mod case;
+    pub mod during;
+    pub mod files;
+    pub mod jobs;
     pub mod normalise;
     pub mod pending;
+    pub mod record;
+    pub mod restores;
+    pub mod scene;
 }
 
 use std::path::{Path, PathBuf};
 
 use lab::Node;
-use replay::case::{Case, calls};
+use replay::case::{Case, calls, guest_of};
+use replay::during::{self, During};
 use replay::normalise::lines;
-use replay::pending;
+use replay::record::{SystemLog, index, recorded_syslog, task_log};
+use replay::scene::Scene;
+use replay::{files, jobs, pending, restores};
 
 fn golden() -> Option<PathBuf> {
     let dir = std::env::var_os("GOLDEN_DIR")
@@ -40,6 +51,7 @@ fn recorded_runs_replay_equal() {
     let mut differing = Vec::new();
     let mut replayed = 0;
     let node = Node::like(&golden.join("node")).unwrap();
+    fill(&node);
     for case in &cases {
         // `REPLAY=23,54-` runs the cases whose names begin so, pending or not; `REPLAY=all` shows which pending ones pass by now.
         let wanted = std::env::var("REPLAY").unwrap_or_default();
@@ -50,17 +62,10 @@ fn recorded_runs_replay_equal() {
             println!("PENDING {}: {reason}", case.name);
             continue;
         }
-        if let Some(special) = case.special() {
-            println!("PENDING {}: needs a node with {special}", case.name);
-            continue;
-        }
-        if case.running().contains(&200) {
-            println!("PENDING {}: containers", case.name);
-            continue;
-        }
         replayed += 1;
         let differences = replay_case(&node, case);
         println!("{} {}", if differences.is_empty() { "EQUAL" } else { "DIFFERS" }, case.name);
+        differences.iter().for_each(|difference| println!("{difference}"));
         if !differences.is_empty() {
             differing.push(format!("{}:\n{}", case.name, differences.join("\n")));
         }
@@ -69,12 +74,47 @@ fn recorded_runs_replay_equal() {
     assert!(differing.is_empty(), "{} of {replayed} differ\n\n{}", differing.len(), differing.join("\n\n"));
 }
 
+/// As much on the disks as the recorded guests had, so that small targets fill up and there is time for what happens during a
+/// run: guest, key, MiB.
+const CONTENT: [(u32, &str, u64); 2] = [(100, "virtio0", 110), (101, "scsi0", 48)];
+
+fn fill(node: &Node) {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for (vmid, key, size) in CONTENT {
+        let disk = std::fs::File::options().write(true).open(node.disk(vmid, key).unwrap().0).unwrap();
+        for at in 16..16 + size {
+            // Bytes that do not compress.
+            let word = |_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.to_le_bytes()
+            };
+            let block: Vec<u8> = (0..1 << 17).flat_map(word).collect();
+            std::os::unix::fs::FileExt::write_all_at(&disk, &block, at << 20).unwrap();
+        }
+    }
+}
+
 fn replay_case(node: &Node, case: &Case) -> Vec<String> {
     let root = node.root().to_str().unwrap().to_owned();
-    prepare(node, case);
-    let argv: Vec<String> = case.argv().into_iter().map(|word| below(&root, &word)).collect();
-    let words: Vec<&str> = argv[1..].iter().map(String::as_str).collect();
-    let output = node.run(&argv[0], &words).unwrap();
+    let during = match During::of(case) {
+        Ok(during) => during,
+        Err(error) => return vec![format!("  {error}")],
+    };
+    let scene = match Scene::set(node, case) {
+        Ok(scene) => scene,
+        Err(error) => return vec![format!("  {error}")],
+    };
+    if restores::is_restore(case) {
+        restores::prepare(node, case);
+    }
+    let found = files::fresh(node, case, &scene.seeds);
+    let argv = jobs::command(node, case).unwrap_or_else(|| case.argv());
+    let argv: Vec<String> = argv.into_iter().map(|word| below(&root, &word)).collect();
+    let syslog = SystemLog::listen(node);
+    let (output, pid) = during::run(node, case, &argv, &during);
+    let syslog = syslog.end(&root);
 
     let mut differences = Vec::new();
     let mut compare = |what: &str, recorded: Vec<String>, fresh: Vec<String>| {
@@ -89,159 +129,54 @@ fn replay_case(node: &Node, case: &Case) -> Vec<String> {
         compare("stdout", lines(&case.text("stdout.txt"), ""), lines(&output.stdout, &root));
     }
     compare("stderr", lines(&case.text("stderr.txt"), ""), lines(&output.stderr, &root));
-    // The recordings carry the task's id as a heading of their own.
-    let recorded_task: String = case.text("tasklog.txt").lines().skip(1).map(|l| format!("{l}\n")).collect();
-    compare("task log", lines(&recorded_task, ""), lines(&newest_task_log(node), &root));
-    let recorded_logs = case.guest_logs();
-    for (guest, text) in &recorded_logs {
-        compare(&format!("{guest}.log"), lines(text, ""), lines(&fresh_log(node, guest), &root));
+    if !restores::is_restore(case) {
+        compare("task log", lines(&case.task_log(), ""), lines(&task_log(node, pid), &root));
+    }
+    let recorded = recorded_syslog(&case.text("syslog.txt"));
+    // A run that began no task was recorded with the line of the task before it.
+    let began = recorded.iter().any(|line| line.contains(" starting task "));
+    let line = if began { lines(&case.text("taskindex.txt"), "") } else { Vec::new() };
+    compare("task index", line, lines(&index(node, pid), &root));
+    let ours: Vec<String> = syslog.iter().filter(|(from, _)| *from == pid).map(|(_, line)| line.clone()).collect();
+    if during.has_second() || recorded.iter().filter(|line| line.contains(" starting task ")).count() > 1 {
+        // Lines of another run are among the recorded ones, as many as there were when the recording ended.
+        let missing = |line: &&String| !recorded.contains(line);
+        compare("system log", Vec::new(), ours.iter().filter(missing).cloned().collect());
+    } else {
+        compare("system log", recorded, ours);
+    }
+    for (guest, text) in &case.guest_logs() {
+        let fresh = files::content(node, case, &scene.seeds, guest, ".log");
+        compare(&format!("{guest}.log"), lines(text, ""), lines(&fresh, &root));
+    }
+    for (name, text) in case.files(|name| name.ends_with(".notes").then(|| name.to_owned())) {
+        let fresh = files::content(node, case, &scene.seeds, &guest_of(&name), ".notes");
+        compare(&name, vec![text], vec![fresh]);
+    }
+    for (vmid, text) in
+        case.files(|name| name.strip_prefix("var-log-vzdump.qemu-")?.strip_suffix(".log").map(str::to_owned))
+    {
+        // One that an earlier run left is there, too.
+        if case.task_log().contains(&format!("Starting Backup of VM {vmid} (")) {
+            let path = node.path(&format!("/var/log/vzdump/qemu-{vmid}.log"));
+            let fresh = std::fs::read_to_string(path).unwrap_or_default();
+            compare(&format!("/var/log/vzdump/qemu-{vmid}.log"), lines(&text, ""), lines(&fresh, &root));
+        }
     }
     let hook_log = std::fs::read_to_string(node.path("/root/hook.jsonl")).unwrap_or_default();
     let show = |calls: Vec<serde_json::Value>| calls.iter().map(ToString::to_string).collect();
     compare("hook calls", show(case.hook_calls()), show(calls(&hook_log, &root)));
-    // A restore leaves the storage as it is; the recording's listing also has what earlier runs left there.
-    let files = if restores(case) { vec![format!("{ARCHIVE}STAMP.vma.zst")] } else { recorded_files(case) };
-    compare("files", files, fresh_files(node));
+    // A restore leaves the backups as they are.
+    let left = if restores::is_restore(case) { found } else { files::recorded(case, &scene.seeds) };
+    if !matches!(during, During::Second(_)) {
+        compare("files", left, files::fresh(node, case, &scene.seeds));
+    }
     differences
-}
-
-/// The node as the recording found it: these guests run and no others, the hook is there, nothing is left of the case before.
-fn prepare(node: &Node, case: &Case) {
-    for vmid in [100, 101, 102, 103, 110] {
-        let running = node.run("qm", &["status", &vmid.to_string()]).unwrap().stdout.contains("running");
-        match (running, case.running().contains(&vmid)) {
-            (false, true) => drop(node.start(vmid).unwrap()),
-            (true, false) => drop(node.ok("qm", &["stop", &vmid.to_string(), "--skiplock"]).unwrap()),
-            _ => {}
-        }
-    }
-    for vmid in case.running() {
-        // A guest that is still booting after the case before does not listen to its power button.
-        node.witness(vmid, "status").unwrap();
-    }
-    for dir in dump_dirs(node) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            std::fs::remove_file(entry.unwrap().path()).unwrap();
-        }
-    }
-    if restores(case) {
-        provide_archive(node);
-    }
-    std::fs::remove_dir_all(node.path("/var/log/pve/tasks")).unwrap();
-    std::fs::create_dir_all(node.path("/var/log/pve/tasks")).unwrap();
-    let dir = node.path("/root");
-    std::fs::create_dir_all(&dir).unwrap();
-    let hook = dir.join("hook.pl");
-    std::fs::write(&hook, include_str!("replay/hook.pl")).unwrap();
-    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    for name in ["hook.jsonl", "hook.fail"] {
-        if dir.join(name).exists() {
-            std::fs::remove_file(dir.join(name)).unwrap();
-        }
-    }
-    let fail = case.text("hook.fail");
-    if !fail.is_empty() {
-        std::fs::write(dir.join("hook.fail"), fail).unwrap();
-    }
-    std::fs::write(node.path("/etc/vzdump.conf"), case.text("vzdump.conf")).unwrap();
-}
-
-/// How the archives of guest 100 are named.
-const ARCHIVE: &str = "vzdump-qemu-100-";
-
-fn restores(case: &Case) -> bool {
-    case.argv()[0] == "qmrestore"
-}
-
-/// The archive that the recorded restores read, made anew: of the same guest, under the name it had.
-fn provide_archive(node: &Node) {
-    let kept = node.path("/srv/archive");
-    if !kept.exists() {
-        let raw = std::fs::File::options().write(true).open(node.disk(100, "virtio0").unwrap().0).unwrap();
-        for at in 0..100 {
-            std::os::unix::fs::FileExt::write_all_at(&raw, b"something", at * 20_000).unwrap();
-        }
-        node.ok("vzdump", &["100", "--storage", "bk", "--compress", "zstd"]).unwrap();
-        std::fs::create_dir_all(node.path("/srv")).unwrap();
-        std::fs::rename(&node.archives("bk", 100).unwrap()[0], &kept).unwrap();
-        for entry in std::fs::read_dir(node.path("/mnt/bk/dump")).unwrap() {
-            std::fs::remove_file(entry.unwrap().path()).unwrap();
-        }
-    }
-    let name = format!("{ARCHIVE}2026_11_22-09_25_34.vma.zst");
-    std::fs::copy(&kept, node.path("/mnt/bk/dump").join(name)).unwrap();
 }
 
 /// A word of the recorded command line with absolute paths moved below the root.
 fn below(root: &str, word: &str) -> String {
     if word.starts_with('/') { format!("{root}{word}") } else { word.to_owned() }
-}
-
-fn dump_dirs(node: &Node) -> Vec<PathBuf> {
-    ["/mnt/bk/dump", "/mnt/keep2/dump", "/mnt/prot1/dump", "/var/lib/vz/dump"]
-        .map(|d| node.path(d))
-        .into_iter()
-        .filter(|d| d.is_dir())
-        .collect()
-}
-
-fn newest_task_log(node: &Node) -> String {
-    let mut logs = Vec::new();
-    for dir in std::fs::read_dir(node.path("/var/log/pve/tasks")).unwrap() {
-        let dir = dir.unwrap().path();
-        if dir.is_dir() {
-            logs.extend(std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()));
-        }
-    }
-    let vzdump = logs.iter().find(|p| p.to_string_lossy().contains(":vzdump:"));
-    vzdump.map(|p| std::fs::read_to_string(p).unwrap()).unwrap_or_default()
-}
-
-fn fresh_log(node: &Node, guest: &str) -> String {
-    let logs: Vec<PathBuf> = dump_dirs(node)
-        .iter()
-        .flat_map(|d| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "log"))
-        .filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with(&format!("{guest}-")))
-        .collect();
-    logs.first().map(|p| std::fs::read_to_string(p).unwrap()).unwrap_or_default()
-}
-
-/// Names of the files that the recorded run itself left, times made equal: the recording also lists those of runs before it,
-/// which carry other times than the run's own log.
-fn recorded_files(case: &Case) -> Vec<String> {
-    let stamp = regex::Regex::new(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d").unwrap();
-    let text =
-        case.text("stdout.txt") + &case.text("stderr.txt") + &case.text("hook.jsonl") + &case.text("tasklog.txt");
-    let own: Vec<String> = stamp.find_iter(&text).map(|m| m.as_str().to_owned()).collect();
-    let listing = case.text("files.txt");
-    let mut names: Vec<String> = listing
-        .lines()
-        .filter_map(|line| line.split_whitespace().last())
-        .filter(|name| name.starts_with("vzdump-"))
-        .filter(|name| stamp.find(name).is_some_and(|m| own.iter().any(|o| o == m.as_str())))
-        .map(|name| stamp.replace(name, "STAMP").into_owned())
-        .collect();
-    if own.is_empty() {
-        // A run that names no file: only its log tells the time.
-        names = case.guest_logs().iter().map(|(guest, _)| format!("{guest}-STAMP.log")).collect();
-    }
-    names.sort();
-    names.dedup();
-    names
-}
-
-fn fresh_files(node: &Node) -> Vec<String> {
-    let stamp = regex::Regex::new(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d").unwrap();
-    let mut names: Vec<String> = dump_dirs(node)
-        .iter()
-        .flat_map(|d| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()))
-        .map(|name| stamp.replace(&name, "STAMP").into_owned())
-        .collect();
-    names.sort();
-    // Two backups of a guest in one second have two names here; the original overwrote the first.
-    names.dedup();
-    names
 }
 
 fn difference(what: &str, recorded: &[String], fresh: &[String]) -> String {

@@ -58,6 +58,13 @@ fn remove_stale(path: &Path) {
     }
 }
 
+/// What went wrong, in the words that programs of the node use: without the number of the error.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
+    number.and_then(|number| text.strip_suffix(&number).map(str::to_owned)).unwrap_or(text)
+}
+
 /// Makes the name of `path` durable.
 ///
 /// # Errors

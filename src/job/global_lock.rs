@@ -9,8 +9,9 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::log::Kind;
 use super::upid::Upid;
-use crate::host::{Cancel, Host};
+use crate::host::{Cancel, Host, files};
 
 const LOCK: &str = "/var/run/vzdump.lock";
 const PID_FILE: &str = "/var/run/vzdump.pid";
@@ -21,23 +22,17 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum GlobalLockError {
     /// Another job held it all the time.
-    #[error("can't acquire lock '{path}' - got timeout")]
-    Timeout {
-        /// The lock file.
-        path: String,
-    },
+    #[error("can't acquire lock '{LOCK}' - got timeout")]
+    Timeout,
+    /// Another job holds it, and we were told not to wait.
+    #[error("can't acquire lock '{LOCK}' (wait = 0)")]
+    Busy,
     /// A signal arrived while waiting.
     #[error("interrupted by signal")]
     Interrupted,
     /// The lock file cannot be used.
-    #[error("can't acquire lock '{path}' - {source}")]
-    Io {
-        /// The file.
-        path: String,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error("can't open lock on file '{LOCK}' - {}", files::reason(.0))]
+    Io(#[source] io::Error),
 }
 
 /// The right to run a job. Given back on drop, and by the kernel when the process dies.
@@ -48,8 +43,8 @@ pub struct GlobalLock {
 }
 
 impl GlobalLock {
-    /// Takes the lock, waiting up to `patience`; calls `waiting` once if there is something to wait for. Writes `upid` to
-    /// the pid file, where `vzdump --stop` looks for it.
+    /// Takes the lock, waiting up to `patience`, and tells `say` of the wait and of how it ended. Writes `upid` to the pid file,
+    /// where `vzdump --stop` looks for it.
     ///
     /// # Errors
     /// [`GlobalLockError`].
@@ -58,35 +53,55 @@ impl GlobalLock {
         upid: &str,
         patience: Duration,
         cancel: &Cancel,
-        mut waiting: impl FnMut(),
+        say: &mut dyn FnMut(Kind, &str),
     ) -> Result<Self, GlobalLockError> {
-        let path = host.path(LOCK);
-        let io_error = |source| GlobalLockError::Io { path: path.display().to_string(), source };
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(io_error)?;
+        let taken = Self::wait(host, patience, cancel, say);
+        if let Err(error @ (GlobalLockError::Timeout | GlobalLockError::Busy | GlobalLockError::Io(_))) = &taken {
+            say(Kind::Error, &error.to_string());
         }
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(io_error)?;
+        let lock = taken?;
+        std::fs::write(host.path(PID_FILE), upid).map_err(GlobalLockError::Io)?;
+        Ok(Self { host: host.clone(), _file: lock })
+    }
+
+    fn wait(
+        host: &Host,
+        patience: Duration,
+        cancel: &Cancel,
+        say: &mut dyn FnMut(Kind, &str),
+    ) -> Result<Flock<File>, GlobalLockError> {
+        let path = host.path(LOCK);
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(GlobalLockError::Io)?;
+        }
+        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(GlobalLockError::Io)?;
         let give_up = Instant::now() + patience;
         let mut told = false;
-        let lock = loop {
+        loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => break lock,
+                Ok(lock) => {
+                    if told {
+                        say(Kind::Info, "got global lock");
+                    }
+                    return Ok(lock);
+                }
                 Err((back, Errno::EWOULDBLOCK)) => file = back,
-                Err((_, errno)) => return Err(io_error(errno.into())),
+                Err((_, errno)) => return Err(GlobalLockError::Io(errno.into())),
+            }
+            if patience.is_zero() {
+                return Err(GlobalLockError::Busy);
             }
             if !std::mem::replace(&mut told, true) {
-                waiting();
+                say(Kind::Info, "trying to get global lock - waiting...");
             }
             if cancel.is_set() {
                 return Err(GlobalLockError::Interrupted);
             }
             if Instant::now() >= give_up {
-                return Err(GlobalLockError::Timeout { path: path.display().to_string() });
+                return Err(GlobalLockError::Timeout);
             }
             std::thread::sleep(Duration::from_millis(200));
-        };
-        std::fs::write(host.path(PID_FILE), upid).map_err(io_error)?;
-        Ok(Self { host: host.clone(), _file: lock })
+        }
     }
 }
 

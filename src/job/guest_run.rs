@@ -121,12 +121,12 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
     let outcome = match run.backup() {
         Ok(()) => {
             let took = clock(begun.elapsed().as_secs());
-            job.log.info(&format!("Finished Backup of VM {vmid} ({took})"));
+            job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({took})"));
             job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
             GuestOutcome::Done
         }
         Err(error) => {
-            job.log.error(&format!("Backup of VM {vmid} failed - {error}"));
+            job.log.announce(Kind::Error, &format!("Backup of VM {vmid} failed - {error}"));
             job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
             run.hook_or_warn("backup-abort");
             GuestOutcome::Failed
@@ -147,7 +147,7 @@ impl GuestRun<'_> {
         }
         self.name_archive();
         job.log.open_guest(GuestKind::Qemu.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
-        job.log.info(&format!("Starting Backup of VM {vmid} (qemu)"));
+        job.log.announce(Kind::Info, &format!("Starting Backup of VM {vmid} (qemu)"));
         job.log.job_line(Kind::Info, &format!("Backup started at {}", job.time()));
         self.running = self.power.is_running();
         job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));
@@ -161,7 +161,9 @@ impl GuestRun<'_> {
         let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
         report.failed.iter().for_each(tell);
         if result.is_err() {
-            report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
+            // The lock, and the place of our own sockets, are nothing to tell anybody of.
+            let inside = |line: &str| line.contains("lock") || line.contains("'/var/run/vzkeep/");
+            report.done.iter().filter(|line| !inside(line)).for_each(|line| job.log.info(line));
         }
         self.after_unlock();
         result

@@ -1,8 +1,10 @@
 //! One log line, everywhere it belongs: the terminal, the task log, and the log of the guest at work.
 
+use super::syslog::{Level, Syslog};
 use super::tasklog::{Outcome, TaskLog};
 use super::upid::Upid;
 use crate::host::Host;
+use crate::host::files::reason;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -53,6 +55,7 @@ struct Inner {
     host: Host,
     terminal: Terminal,
     task: Option<TaskLog>,
+    syslog: Syslog,
     guest: Option<GuestLog>,
     warnings: usize,
     /// The first line that could not be stored, and why. The job goes on; its end says so.
@@ -66,13 +69,17 @@ struct GuestLog {
 }
 
 impl LogSink {
-    /// A sink for task `upid` (`None`: no task record).
+    /// A sink for task `upid` (`None`: no task record, and nothing for the system log).
     ///
     /// # Errors
     /// When the task record cannot be started.
     pub fn start(host: &Host, terminal: Terminal, upid: Option<Upid>) -> io::Result<Self> {
         let task = upid.map(|upid| TaskLog::start(host, upid)).transpose()?;
-        let inner = Inner { host: host.clone(), terminal, task, guest: None, warnings: 0, lost: None };
+        let mut syslog = Syslog::for_task(host, task.as_ref().map(TaskLog::upid));
+        if let Some(task) = &task {
+            syslog.line(Level::Info, &format!("<{}> starting task {}", task.upid().user, task.upid()));
+        }
+        let inner = Inner { host: host.clone(), terminal, task, syslog, guest: None, warnings: 0, lost: None };
         Ok(Self(Arc::new(Mutex::new(inner))))
     }
 
@@ -88,6 +95,19 @@ impl LogSink {
     /// As [`LogSink::line`], but not into the guest's log: `Backup started at ...`, output of hooks after the guest's end.
     pub fn job_line(&self, kind: Kind, text: &str) {
         self.inner().write(kind, text, false);
+    }
+
+    /// As [`LogSink::line`], and to the node's system log: what somebody who looks after many nodes wants to know of.
+    pub fn announce(&self, kind: Kind, text: &str) {
+        let mut inner = self.inner();
+        inner.write(kind, text, kind != Kind::Bare);
+        // A warning is there already.
+        let level = match kind {
+            Kind::Warn => return,
+            Kind::Error => Level::Error,
+            Kind::Info | Kind::Bare => Level::Info,
+        };
+        inner.syslog.line(level, &format!("{}{text}", kind.prefix()));
     }
 
     /// [`LogSink::line`] of kind [`Kind::Info`].
@@ -153,16 +173,26 @@ impl LogSink {
             Outcome::Ok if inner.warnings > 0 => Outcome::Warnings(inner.warnings),
             other => other.clone(),
         };
-        if let Some(task) = inner.task.take() {
-            task.finish(&outcome)?;
-        }
-        inner.lost.take().map_or(Ok(()), |lost| Err(io::Error::other(lost)))
+        let Some(task) = inner.task.take() else { return Ok(()) };
+        let (level, upid) = match &outcome {
+            Outcome::Error(error) => {
+                inner.syslog.line(Level::Error, error);
+                (Level::Error, task.upid().clone())
+            }
+            Outcome::Ok | Outcome::Warnings(_) => (Level::Info, task.upid().clone()),
+        };
+        let finished = task.finish(&outcome);
+        inner.syslog.line(level, &format!("<{}> end task {upid} {}", upid.user, outcome.status()));
+        inner.lost.take().map_or(finished, |lost| Err(io::Error::other(lost)))
     }
 }
 
 impl Inner {
     fn write(&mut self, kind: Kind, text: &str, to_guest: bool) {
-        self.warnings += usize::from(kind == Kind::Warn);
+        if kind == Kind::Warn {
+            self.warnings += 1;
+            self.syslog.line(Level::Warning, text);
+        }
         for line in text.trim_end_matches('\n').split('\n') {
             let line = format!("{}{line}", kind.prefix());
             let mut results = Vec::new();
@@ -173,12 +203,12 @@ impl Inner {
                 Terminal::Quiet => {}
             }
             if let Some(task) = &mut self.task {
-                results.push(task.line(&line).map_err(|e| format!("the task log lost a line: {e}")));
+                results.push(task.line(&line).map_err(|e| format!("the task log lost a line: {}", reason(&e))));
             }
             if let (Some(guest), true) = (&mut self.guest, to_guest) {
                 let now = self.host.now().strftime("%Y-%m-%d %H:%M:%S").to_string();
                 let written = guest.file.write_all(format!("{now} {line}\n").as_bytes());
-                results.push(written.map_err(|e| format!("'{}' lost a line: {e}", guest.path.display())));
+                results.push(written.map_err(|e| format!("'{}' lost a line: {}", guest.path.display(), reason(&e))));
             }
             let failed = results.into_iter().find_map(Result::err);
             self.lost = self.lost.take().or(failed);

@@ -11,6 +11,7 @@ mod guest_run;
 pub mod hooks;
 pub mod log;
 mod progress;
+mod syslog;
 pub mod tasklog;
 pub mod upid;
 
@@ -26,7 +27,7 @@ use crate::schema::{Compress, Vmid, VzdumpOptions};
 use crate::storage::Volumes;
 use global_lock::{GlobalLock, GlobalLockError};
 use hooks::{Hook, HookEnv, HookError};
-use log::LogSink;
+use log::{Kind, LogSink};
 
 /// A job ended early, or one of its guests failed.
 #[derive(Debug, thiserror::Error)]
@@ -105,12 +106,10 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
     let destination = Destination::open(host, options, &volumes)?;
     let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
-    let _lock = GlobalLock::take(host, upid, patience, cancel, || {
-        log.info("trying to get global lock - waiting...");
-    })?;
+    let _lock = GlobalLock::take(host, upid, patience, cancel, &mut |kind, line| log.announce(kind, line))?;
     held::recover_all(host, &mut |line| log.info(line), &mut |line| log.warn(line));
     set_io_priority(host, options.ionice, log);
-    log.info(&format!("starting new backup job: {}", options.command_line));
+    log.announce(Kind::Info, &format!("starting new backup job: {}", options.command_line));
     if !elsewhere.is_empty() {
         let names: Vec<String> = elsewhere.iter().map(Vmid::to_string).collect();
         log.info(&format!("skip external VMs: {}", names.join(", ")));
@@ -118,14 +117,15 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
     match job.guests(vmids) {
         Ok(outcomes) => {
             let failed = outcomes.contains(&GuestOutcome::Failed);
-            log.info(if failed { "Backup job finished with errors" } else { "Backup job finished successfully" });
+            let end = if failed { "Backup job finished with errors" } else { "Backup job finished successfully" };
+            log.announce(Kind::Info, end);
             if failed { Err(JobError::Guests) } else { Ok(()) }
         }
         Err(error) => {
             if let Err(hook) = job.call_hook(&["job-abort"], &job.hook_env(), false) {
                 log.warn(&hook.to_string());
             }
-            log.error(&format!("Backup job failed - {error}"));
+            log.announce(Kind::Error, &format!("Backup job failed - {error}"));
             Err(error)
         }
     }

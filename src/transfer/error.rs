@@ -4,6 +4,7 @@ use std::io;
 
 use crate::archive::ArchiveError;
 use crate::archive::vma::VmaError;
+use crate::host::files::reason;
 use crate::image::ImageError;
 
 /// Why a transfer ended early: the first cause, with disk, offset and operation where there are any.
@@ -24,8 +25,8 @@ pub enum TransferError {
         /// Where the extents go wrong.
         at: u64,
     },
-    /// The archive cannot be written.
-    #[error("writing '{archive}' failed after {written} bytes: {source}")]
+    /// The archive cannot be written. The first words are those of stock QEMU, which people search for.
+    #[error("vma_queue_write: write error - {} ('{archive}' after {written} bytes)", reason(source))]
     Output {
         /// The archive's path, or `stdout`.
         archive: String,

@@ -25,4 +25,5 @@ pub mod trip;
 pub use guest::{Format, Guest, gib, kib, mib};
 pub use node::Node;
 pub use programs::require;
+pub use run::Output;
 pub use trip::Dice;

@@ -19,6 +19,20 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^failed to connect to monitor socket", "artifact of the recording"),
     (r"^Use of uninitialized value", "artifact of the recording"),
     (r"^INFO: trying to acquire lock\.\.\. OK$", "artifact of the recording"),
+    (r"^(zstd|gzip|pigz|lzop): .*No space left on device", "the compressor is no child program that could complain"),
+    (
+        r"(got unexpected control message:|can't acquire lock '\S+' (\(wait = 0\)|- got timeout))$",
+        "the original's worker ends without a word to its parent here; the ERROR line before it is compared",
+    ),
+    (r"^VM \d+ started with PID ", "as above: no QEMU is started"),
+    (r"^failed to connect to DBus ", "artifact of the recording"),
+    (r"^VM \d+ qga command failed", "the inside of the node's own guest agent client"),
+    (r"^PARSED ", "the program of the recording that ran a job"),
+    (r"Read error \(39\) : premature end$", "a truncated archive is read by vzkeep itself: words of zstd,"),
+    (r"^vma: restore failed - |vma extract -v -r", "of vma,"),
+    (r"^/bin/bash: line 1: ", "of the shell between them,"),
+    (r"^no lock found trying to remove 'create' +lock$", "and of the clean-up that the original leaves half done"),
+    (r"^removed the placeholder config of VM \d+$", "that vzkeep does not"),
     (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
@@ -27,7 +41,9 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     [
         // An archive is read by vzkeep itself, not through a pipe of two programs; the recorded one is not at hand.
         (r"^restore vma archive: .*", "restore vma archive: HOW"),
-        (r"^command 'set -o pipefail && .*' failed: ", ""),
+        (r"command 'set -o pipefail && .*' failed: ", ""),
+        // A truncated archive: the original only knows that its child trapped, vzkeep where it was cut off.
+        (r"exit code 133$|unable to restore VM \d+ - archive '[^']*': reading at byte \d+ .*", "ARCHIVE BROKEN"),
         (r"^CFG: size: \d+ ", "CFG: size: N "),
         (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
         (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),
@@ -36,7 +52,11 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"),
         (r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", "STAMP"),
         (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
-        (r"UPID:[^ ]*", "UPID"),
+        (r"UPID:\w+:[0-9A-F]+:[0-9A-F]+:[0-9A-F]+:(\S*)", "UPID:$1"),
+        (r"^(UPID:\S+) [0-9A-F]{8} ", "$1 TIME "),
+        // Stock QEMU sees its compressor die, vzkeep sees why, and says where.
+        (r"write error - Broken pipe$", "write error - No space left on device"),
+        (r"(write error - .*) \('[^']*' after \d+ bytes\)$", "$1"),
         (r"\(\d+:\d\d:\d\d\)", "(DURATION)"),
         (r"archive file size: .*", "archive file size: SIZE"),
         (r"[0-9.]+ [KMGT]?i?B(/s)?", "SIZE"),
@@ -71,14 +91,24 @@ pub fn lines(text: &str, root: &str) -> Vec<String> {
         }
         let line = sort_job_options(&line);
         // However many progress lines there were, one stands for all.
-        let progress = line.contains(" N% (SIZE of SIZE) in Ns") || line == "progress N%";
-        if progress && out.last() == Some(&line) {
+        if is_progress(&line) && out.last() == Some(&line) {
             continue;
+        }
+        // How far a copy came before it broke is not the same twice.
+        if body.starts_with("ERROR: ") && out.last().is_some_and(|last| is_progress(last)) {
+            out.pop();
         }
         out.push(line);
     }
     order_hook_pairs(&mut out);
+    // What a restore made is undone backwards here.
+    let removed = |line: &String| line.starts_with("temporary volume ") && line.ends_with(" successfully removed");
+    out.chunk_by_mut(|a, b| removed(a) && removed(b)).for_each(<[String]>::sort);
     out
+}
+
+fn is_progress(line: &str) -> bool {
+    line.contains(" N% (SIZE of SIZE) in Ns") || line == "progress N%"
 }
 
 /// `starting new backup job: vzdump 100 --b 1 --a 2` with the options in alphabetical order.

@@ -1,0 +1,58 @@
+//! What recorded restores need: the archive they read, made anew, and the guest they find or do not find.
+
+use std::path::PathBuf;
+
+use super::case::Case;
+use crate::lab::Node;
+
+/// Whether the case is a restore.
+pub fn is_restore(case: &Case) -> bool {
+    case.argv()[0] == "qmrestore"
+}
+
+/// Puts archive and guest there, as the recorded run found them.
+pub fn prepare(node: &Node, case: &Case) {
+    let argv = case.argv();
+    let said = case.said();
+    let Some(archive) = argv.get(1).filter(|_| !said.contains("can't find file")) else { return };
+    let bytes = archive_of_100(node);
+    // The recorded archive was cut off.
+    let cut = said.contains("premature end") || said.contains("short vma extent");
+    let path = if archive.starts_with('/') {
+        node.path(archive)
+    } else {
+        let path = node.run("pvesm", &["path", archive]).unwrap().stdout;
+        PathBuf::from(path.trim())
+    };
+    if path.as_os_str().is_empty() {
+        return;
+    }
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, &bytes[..if cut { bytes.len() / 2 } else { bytes.len() }]).unwrap();
+    let Some(vmid) = argv.get(2).and_then(|word| word.parse::<u32>().ok()) else { return };
+    let wanted = said.contains("already exists") || argv.iter().any(|word| word == "--force");
+    let there = node.config_path(vmid).exists();
+    if wanted && !there {
+        node.ok("qmrestore", &[path.to_str().unwrap(), &vmid.to_string(), "--storage", "local"]).unwrap();
+    } else if there && !wanted {
+        std::fs::remove_file(node.config_path(vmid)).unwrap();
+        let images = node.path(&format!("/var/lib/vz/images/{vmid}"));
+        if images.exists() {
+            std::fs::remove_dir_all(images).unwrap();
+        }
+    }
+}
+
+/// An archive of guest 100.
+fn archive_of_100(node: &Node) -> Vec<u8> {
+    let kept = node.path("/srv/archive");
+    if !kept.exists() {
+        node.ok("vzdump", &["100", "--storage", "bk", "--compress", "zstd"]).unwrap();
+        std::fs::create_dir_all(node.path("/srv")).unwrap();
+        std::fs::rename(&node.archives("bk", 100).unwrap()[0], &kept).unwrap();
+        for entry in std::fs::read_dir(node.path("/mnt/bk/dump")).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    }
+    std::fs::read(&kept).unwrap()
+}
