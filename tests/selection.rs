@@ -15,7 +15,8 @@ fn node() -> Result<Node> {
     let other = node.path("/etc/pve/nodes/pve2/qemu-server");
     std::fs::create_dir_all(&other)?;
     std::fs::write(other.join("200.conf"), "name: far\n")?;
-    let users = "user:root@pam:1:0:::root@example.com:::\n\npool:web:all of web:102,110,200,300:local:\npool:web/db::100::\n";
+    let users =
+        "user:root@pam:1:0:::root@example.com:::\n\npool:web:all of web:102,110,200,300:local:\npool:web/db::100::\n";
     std::fs::write(node.path("/etc/pve/user.cfg"), users)?;
     Ok(node)
 }
@@ -80,7 +81,11 @@ fn what_is_decided_before_there_is_a_task() -> Result<()> {
         (&["200", "--node", "pve1"], 0, ""),
         (&["--all", "--node", "pve2"], 0, ""),
         // What vzdump.conf selects counts for nothing.
-        (&["--quiet"], 255, "400 Parameter verification failed.\nvmid: property is missing\nvzdump {<vmid>} [OPTIONS]\n"),
+        (
+            &["--quiet"],
+            255,
+            "400 Parameter verification failed.\nvmid: property is missing\nvzdump {<vmid>} [OPTIONS]\n",
+        ),
     ] {
         let run = node.vzdump(words)?;
         ensure!((run.code, run.stdout.as_str(), run.stderr.as_str()) == (code, "", err), "{words:?}: {run:?}");
@@ -125,9 +130,8 @@ fn guests_that_cannot_be_backed_up_fail_where_it_is_seen() -> Result<()> {
     ensure!(backup(&node, &["100"])?.1 == [100], "in snapshot mode it may be backed up");
 
     // Every lock; one in a snapshot holds nobody.
-    let words = [
-        "backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspended", "suspending",
-    ];
+    let words =
+        ["backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspended", "suspending"];
     for (number, word) in words.iter().enumerate() {
         std::fs::write(node.config_path(500 + u32::try_from(number)?), format!("lock: {word}\nname: x\n"))?;
     }
@@ -152,7 +156,10 @@ fn a_guest_that_vanishes_fails_and_the_others_go_on() -> Result<()> {
     let write = |phase: &str| -> Result<()> {
         let config = node.config_path(102);
         std::fs::write(&config, "name: short\n")?;
-        std::fs::write(&hook, format!("#!/bin/sh\nif [ \"$1\" = {phase} ]; then /bin/rm -f '{}'; fi\n", config.display()))?;
+        std::fs::write(
+            &hook,
+            format!("#!/bin/sh\nif [ \"$1\" = {phase} ]; then /bin/rm -f '{}'; fi\n", config.display()),
+        )?;
         Ok(std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))?)
     };
     for (phase, words) in [
@@ -180,14 +187,20 @@ fn damaged_files_of_the_node() -> Result<()> {
     std::fs::write(node.path("/etc/vzdump.conf"), b"# K\xfcche\r\ncompress: zstd\r\nnonsense\r\n")?;
     let storages = std::fs::read(node.path("/etc/pve/storage.cfg"))?;
     let dos = String::from_utf8(storages.clone())?.replace('\n', "\r\n");
-    std::fs::write(node.path("/etc/pve/storage.cfg"), [dos.as_bytes(), b"dir: k\r\n\tpath /mnt/K\xfcche\r\n"].concat())?;
+    std::fs::write(
+        node.path("/etc/pve/storage.cfg"),
+        [dos.as_bytes(), b"dir: k\r\n\tpath /mnt/K\xfcche\r\n"].concat(),
+    )?;
     std::fs::write(node.config_path(100), b"#K\xfcche\r\nname: dos\r\n")?;
     let (code, done, out, err) = backup(&node, &["100"])?;
     ensure!(code == 0 && done == [100] && err.contains("ignore config line: nonsense"), "{code}\n{out}{err}");
     said(&out, "INFO: VM Name: dos")?;
     ensure!(std::fs::read(node.config_path(100))? == b"#K\xfcche\r\nname: dos\r\n", "the config changed");
     let run = node.vzdump(&["100", "--storage", "k"])?;
-    ensure!(run.code == 255 && run.stderr.contains("storage 'k' cannot be used: its path is not valid UTF-8"), "{run:?}");
+    ensure!(
+        run.code == 255 && run.stderr.contains("storage 'k' cannot be used: its path is not valid UTF-8"),
+        "{run:?}"
+    );
     ensure!(!node.path("/mnt").read_dir()?.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with('K')));
     // Ten megabytes of other storages, then of nonsense: named, but not each line.
     let mut huge = String::from_utf8(storages)?;

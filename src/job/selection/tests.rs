@@ -65,11 +65,11 @@ fn every_way_to_name_guests() {
 fn a_pool_that_is_cut_off_is_no_pool() {
     let (vmlist, _) = cluster();
     let wanted = Wanted { pool: Some("p".into()), ..Wanted::default() };
-    let whole = "pool:o::112::\npool:p:some text:100,112::\n";
+    let whole = "pool:o::99999::\npool:p:some text:100,112::\n";
     for end in 0..=whole.len() {
         let text = &whole[..end];
         let found = select(&wanted, &vmlist, &UserCfg::parse(text), "pve1");
-        let line = text.strip_prefix("pool:o::112::\n").unwrap_or_default();
+        let line = text.strip_prefix("pool:o::99999::\n").unwrap_or_default();
         // A line that lacks nothing but its end is whole; what comes before the name's end is no such pool.
         match line {
             "pool:p:some text:100,112::" | "pool:p:some text:100,112::\n" => {
