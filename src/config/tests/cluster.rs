@@ -12,7 +12,7 @@ fn vmid(number: u32) -> Vmid {
 #[test]
 fn every_type_of_storage() {
     // Type and what its section has, its directory, its mount point, its content by default, whether images are files.
-    let table: [(&str, &str, Option<&str>, Option<&str>, &str, bool); 16] = [
+    let table = [
         ("dir", "path /d", Some("/d"), None, "images,rootdir", true),
         ("dir", "path /d\n\tis_mountpoint 1", Some("/d"), Some("/d"), "images,rootdir", true),
         ("dir", "path /d/e\n\tis_mountpoint /d", Some("/d/e"), Some("/d"), "images,rootdir", true),
