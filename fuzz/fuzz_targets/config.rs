@@ -4,7 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use vzkeep::config::{
-    Fresh, GuestConfig, Rewrite, StorageCfg, VzdumpConf, backup_volumes, config_blob, map_lines, rewrite_for_restore,
+    DatacenterCfg, Fresh, GuestConfig, HaResources, Rewrite, StorageCfg, UserCfg, Vmlist, VzdumpConf, backup_volumes,
+    cluster_name, config_blob, map_lines, rewrite_for_restore,
 };
 
 fuzz_target!(|text: &[u8]| {
@@ -20,4 +21,9 @@ fuzz_target!(|text: &[u8]| {
     let text = String::from_utf8_lossy(text);
     VzdumpConf::parse(&text);
     StorageCfg::parse(&text);
+    UserCfg::parse(&text);
+    HaResources::parse(&text);
+    DatacenterCfg::parse(&text);
+    Vmlist::parse(&text);
+    cluster_name(&text);
 });

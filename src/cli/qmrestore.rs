@@ -2,7 +2,7 @@
 
 use super::{FAILED, complain, say, words};
 use crate::archive::Source;
-use crate::config::{Fresh, StorageCfg};
+use crate::config::{DatacenterCfg, Fresh, StorageCfg, bandwidth_limit};
 use crate::guest::actions::{Monitor, NodeActions, output};
 use crate::guest::guard::Guard;
 use crate::guest::monitor::QemuMonitor;
@@ -69,6 +69,7 @@ struct Restore<'a> {
     host: &'a Host,
     actions: NodeActions<'a>,
     storages: StorageCfg,
+    datacenter: DatacenterCfg,
     options: Options,
     archive: String,
     /// Bytes a second; 0 lifts every limit.
@@ -80,19 +81,19 @@ struct Restore<'a> {
 impl<'a> Restore<'a> {
     fn new(host: &'a Host, given: RestoreOptions, monitor: &'a dyn Monitor) -> Result<Self> {
         let storages = read_or_empty(&host.path(StorageCfg::PATH))?;
-        let datacenter = read_or_empty(&host.path("/etc/pve/datacenter.cfg"))?;
-        let mac_prefix = datacenter.lines().find_map(|l| l.strip_prefix("mac_prefix:")).unwrap_or_default().trim();
+        let datacenter = DatacenterCfg::parse(&read_or_empty(&host.path(DatacenterCfg::PATH))?);
         let options = Options {
             vmid: given.vmid.get(),
             storage: given.storage,
             force: given.force,
             unique: given.unique,
-            mac_prefix: mac_prefix.to_owned(),
+            mac_prefix: datacenter.mac_prefix().unwrap_or_default().to_owned(),
         };
         Ok(Self {
             host,
             actions: NodeActions { host, monitor },
             storages: StorageCfg::parse(&storages),
+            datacenter,
             options,
             archive: given.archive,
             bwlimit: given.bwlimit,
@@ -211,7 +212,8 @@ impl<'a> Restore<'a> {
             header.devices.iter().map(|d| Device { id: d.id, name: d.name.clone(), size: d.size }).collect();
         let mut plan = plan(&header.configs, &devices, &self.options, &self.storages, self.host.node(), existing)?;
         plan.warnings.iter().for_each(|w| log.warn(w));
-        let limits = plan.disks.iter().filter_map(|d| self.storages.get(&d.storage)?.bwlimit("restore"));
+        let of_storage = |id: &str| bandwidth_limit("restore", self.storages.get(id), &self.datacenter);
+        let limits = plan.disks.iter().filter_map(|disk| of_storage(&disk.storage));
         let limit = self.bwlimit.or_else(|| Some(limits.min()?.saturating_mul(1024))).filter(|bytes| *bytes > 0);
         let volumes = NodeVolumes {
             host: self.host,

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use super::{FAILED, complain, words};
 use crate::config::VzdumpConf;
 use crate::host::{Cancel, Host};
-use crate::job::{self, log::LogSink, log::Terminal, tasklog::Outcome, upid::Upid};
+use crate::job::selection::{Selection, Wanted};
+use crate::job::{self, cluster, log::LogSink, log::Terminal, tasklog::Outcome, upid::Upid};
 use crate::schema::{self, VzdumpOptions, VzdumpRequest, tables};
 
 /// Who runs a task that was started on the command line.
@@ -33,23 +34,39 @@ pub fn run(args: &[OsString]) -> ExitCode {
     if request.params().text("node").is_some_and(|node| node != host.node() && node != "localhost") {
         return ExitCode::SUCCESS;
     }
-    if request.params().flag("stop") {
-        if let Err(error) = job::stop_running(&host) {
+    match select(&host, &request) {
+        Ok(Some(selection)) => backup(&host, &request, &selection),
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => {
             complain(&format!("{error}\n"));
-            return ExitCode::from(FAILED);
-        }
-        // Without a selection that was all.
-        let selection = ["vmid", "all", "pool", "exclude"];
-        if !selection.iter().any(|name| request.params().has(name)) {
-            return ExitCode::SUCCESS;
+            ExitCode::from(FAILED)
         }
     }
-    backup(&host, &request)
 }
 
-fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
-    let vmids = request.params().items(&tables::VZDUMP, "vmid");
-    let id = if let [one] = vmids.as_slice() { one.as_str() } else { "" };
+/// The guests to back up, before there is a task: what fails here leaves no trace but its words. Also stops the running job if
+/// that is asked for. `None`: there is nothing to do here, and nothing to say, as when one command line is for all nodes.
+fn select(host: &Host, request: &VzdumpRequest) -> Result<Option<Selection>, String> {
+    let wanted = Wanted::new(request);
+    let selection = cluster::selection(host, &wanted, &mut |warning| complain(&format!("{warning}\n")));
+    let selection = selection.map_err(|error| error.to_string())?;
+    if request.params().flag("stop") {
+        job::stop_running(host).map_err(|error| error.to_string())?;
+        if selection.local.is_empty() {
+            return Ok(None);
+        }
+    }
+    if !wanted.runs_with(&selection) {
+        return Ok(None);
+    }
+    if request.params().flag("stdout") && selection.local.len() != 1 {
+        return Err("you can only backup a single VM with option --stdout".to_owned());
+    }
+    Ok(Some(selection))
+}
+
+fn backup(host: &Host, request: &VzdumpRequest, selection: &Selection) -> ExitCode {
+    let id = selection.task_id().map(|vmid| vmid.to_string()).unwrap_or_default();
     let terminal = match (request.params().flag("stdout"), request.params().flag("quiet")) {
         (_, true) => Terminal::Quiet,
         (true, false) => Terminal::Stderr,
@@ -58,7 +75,7 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
     let cancel = Cancel::new();
     let started = cancel
         .on_signals()
-        .and_then(|()| Upid::for_us(host, "vzdump", id, USER))
+        .and_then(|()| Upid::for_us(host, "vzdump", &id, USER))
         .and_then(|upid| Ok((upid.to_string(), LogSink::start(host, terminal, Some(upid))?)));
     let (upid, log) = match started {
         Ok(started) => started,
@@ -67,7 +84,7 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let result = run_job(host, request, &upid, &log, &cancel);
+    let result = run_job(host, request, selection, &upid, &log, &cancel);
     let outcome = match &result {
         Err(error) => Outcome::Error(error.clone()),
         Ok(()) if log.warnings() > 0 => Outcome::Warnings(log.warnings()),
@@ -84,7 +101,14 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
     ExitCode::from(if result.is_ok() { 0 } else { FAILED })
 }
 
-fn run_job(host: &Host, request: &VzdumpRequest, upid: &str, log: &LogSink, cancel: &Cancel) -> Result<(), String> {
+fn run_job(
+    host: &Host,
+    request: &VzdumpRequest,
+    selection: &Selection,
+    upid: &str,
+    log: &LogSink,
+    cancel: &Cancel,
+) -> Result<(), String> {
     let text = match std::fs::read(host.path(VzdumpConf::PATH)) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -93,5 +117,5 @@ fn run_job(host: &Host, request: &VzdumpRequest, upid: &str, log: &LogSink, canc
     let conf = VzdumpConf::parse(&text);
     conf.warnings.iter().for_each(|warning| complain(&format!("{warning}\n")));
     let options = VzdumpOptions::merge(request, &conf.params).map_err(|e| e.to_string())?;
-    job::run(host, &options, upid, log, cancel).map_err(|e| e.to_string())
+    job::run(host, &options, selection, upid, log, cancel).map_err(|e| e.to_string())
 }

@@ -1,8 +1,10 @@
 //! `/etc/pve/storage.cfg`: sections `type: id` with indented properties. Directory storages are read in full, of the
 //! others everything is kept as text.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 
+use super::sections::{CfgSection, Sections};
 use crate::schema::words::split_list;
 use crate::schema::{Keep, parse_bool};
 
@@ -11,18 +13,22 @@ use crate::schema::{Keep, parse_bool};
 pub struct StorageCfg {
     /// In the order of the file; `local` at the end when the file does not have it.
     pub storages: Vec<Storage>,
-    /// Lines that could not be read.
+    /// Lines that could not be read, each a message with its number.
     pub warnings: Vec<String>,
 }
 
-/// One storage.
+/// One storage: a section of the file whose properties have a meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
-    /// `dir`, `nfs`, `lvmthin`, ...
-    pub kind: String,
-    /// Its name.
-    pub id: String,
-    properties: Vec<(String, String)>,
+    section: CfgSection,
+}
+
+impl Deref for Storage {
+    type Target = CfgSection;
+
+    fn deref(&self) -> &CfgSection {
+        &self.section
+    }
 }
 
 /// Why a storage cannot be used. The texts follow `could not activate storage 'x': ` and the like.
@@ -40,6 +46,9 @@ pub enum StorageError {
     /// It does not take backups.
     #[error("can't use storage '{0}' for backups - wrong content type")]
     NoBackups(String),
+    /// Its path is in bytes that are no text; what we made of them would be another directory.
+    #[error("storage '{0}' cannot be used: its path is not valid UTF-8")]
+    NotText(String),
 }
 
 impl StorageCfg {
@@ -48,43 +57,17 @@ impl StorageCfg {
 
     /// Reads the text of the file; an absent file is an empty one.
     pub fn parse(text: &str) -> Self {
-        let mut cfg = Self { storages: Vec::new(), warnings: Vec::new() };
-        let mut open = false;
-        for line in text.lines() {
-            let trimmed = line.trim();
-            if trimmed.is_empty() {
-                open = false;
-            } else if trimmed.starts_with('#') {
-            } else if !line.starts_with([' ', '\t']) {
-                let header = trimmed.split_once(':').map(|(kind, id)| (kind.trim(), id.trim()));
-                let valid = |word: &str| !word.is_empty() && !word.contains(char::is_whitespace);
-                match header.filter(|(kind, id)| valid(kind) && valid(id)) {
-                    Some((kind, id)) if cfg.get(id).is_none() => {
-                        open = true;
-                        cfg.storages.push(Storage { kind: kind.into(), id: id.into(), properties: Vec::new() });
-                    }
-                    _ => {
-                        open = false;
-                        cfg.warnings.push(format!("ignore section line: {trimmed}"));
-                    }
-                }
-            } else if let (true, Some(storage)) = (open, cfg.storages.last_mut()) {
-                let (key, value) = trimmed.split_once(char::is_whitespace).unwrap_or((trimmed, ""));
-                storage.properties.push((key.to_owned(), value.trim().to_owned()));
-            } else {
-                cfg.warnings.push(format!("ignore config line: {trimmed}"));
-            }
-        }
-        if cfg.get("local").is_none() {
+        let Sections { sections, warnings } = Sections::parse(text, Self::PATH, |_, id| id.to_owned());
+        let mut storages: Vec<_> = sections.into_iter().map(|section| Storage { section }).collect();
+        if !storages.iter().any(|storage| storage.id == "local") {
             let properties = [
                 ("path", "/var/lib/vz"),
                 ("content", "backup,images,iso,rootdir,snippets,vztmpl"),
                 ("prune-backups", "keep-all=1"),
             ];
-            let properties = properties.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-            cfg.storages.push(Storage { kind: "dir".into(), id: "local".into(), properties });
+            storages.push(Storage { section: CfgSection::new("dir", "local", &properties) });
         }
-        cfg
+        Self { storages, warnings }
     }
 
     /// The storage named `id`.
@@ -104,21 +87,15 @@ impl StorageCfg {
         if !storage.is_on_node(node) {
             return Err(StorageError::OtherNode(id.to_owned(), node.to_owned()));
         }
+        let paths = ["path", "is_mountpoint", "content-dirs"].iter().filter_map(|key| storage.get(key));
+        if paths.into_iter().any(|path| path.contains(char::REPLACEMENT_CHARACTER)) {
+            return Err(StorageError::NotText(id.to_owned()));
+        }
         Ok(storage)
     }
 }
 
 impl Storage {
-    /// The value of a property; empty for one that stands alone.
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.properties.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
-    }
-
-    /// All properties in the order of the file.
-    pub fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.properties.iter().map(|(key, value)| (key.as_str(), value.as_str()))
-    }
-
     fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| value.is_empty() || parse_bool(value) == Some(true))
     }
@@ -158,8 +135,14 @@ impl Storage {
     pub fn content(&self) -> Vec<String> {
         match self.get("content") {
             Some(content) => split_list(content),
-            None if self.kind == "pbs" => vec!["backup".into()],
-            None => vec!["images".into(), "rootdir".into()],
+            None => match self.kind.as_str() {
+                "pbs" | "cephfs" => vec!["backup".into()],
+                "nfs" | "cifs" | "glusterfs" | "lvm" | "rbd" | "iscsi" | "iscsidirect" | "zfs" => {
+                    vec!["images".into()]
+                }
+                "esxi" => vec!["import".into()],
+                _ => vec!["images".into(), "rootdir".into()],
+            },
         }
     }
 
@@ -219,15 +202,5 @@ impl Storage {
             _ if self.is_network() => self.path(),
             _ => None,
         }
-    }
-
-    /// The limit for restores (or another `operation`) in KiB a second.
-    pub fn bwlimit(&self, operation: &str) -> Option<u64> {
-        let limits = self.get("bwlimit")?;
-        let pair = |key: &str| {
-            let mut pairs = limits.split(',').filter_map(|pair| pair.trim().split_once('='));
-            pairs.find(|(k, _)| *k == key).and_then(|(_, limit)| limit.parse::<f64>().ok())
-        };
-        pair(operation).or_else(|| pair("default")).map(|limit| limit as u64).filter(|limit| *limit > 0)
     }
 }

@@ -9,6 +9,9 @@ use crate::schema::tables::VZDUMP;
 use crate::schema::{Keep, Kind, VzdumpOptions, VzdumpRequest};
 use crate::testdata::golden;
 
+mod cluster;
+mod damaged;
+
 /// What the recordings call the result: the file's values over the defaults, all numbers as text.
 fn resolved(conf: &VzdumpConf) -> BTreeMap<String, Value> {
     let mut all: BTreeMap<String, Value> =
@@ -136,7 +139,6 @@ fn storage_cfg_oddities() {
     let nfs = cfg.get("n").unwrap();
     assert_eq!(nfs.path().unwrap(), std::path::Path::new("/mnt/pve/n"));
     assert_eq!(nfs.mount_point(), nfs.path(), "nobody but the node mounts it");
-    assert_eq!((nfs.bwlimit("restore"), nfs.bwlimit("clone")), (Some(100), Some(7)));
     assert!(nfs.is_on_node("b") && !nfs.is_on_node("c"));
     let local = cfg.get("local").unwrap();
     assert_eq!(local.path().unwrap(), std::path::Path::new("/var/lib/vz"));
@@ -335,7 +337,8 @@ fn check(text: &[u8]) {
         assert_eq!(locked.to_bytes(), text);
     }
     let text = String::from_utf8_lossy(text);
-    let _ = (VzdumpConf::parse(&text), StorageCfg::parse(&text));
+    let _ = (VzdumpConf::parse(&text), StorageCfg::parse(&text), UserCfg::parse(&text), HaResources::parse(&text));
+    let _ = (DatacenterCfg::parse(&text), Vmlist::parse(&text), cluster_name(&text));
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! One guest's part of a job: the phases from its lock to its log, each in the order and with the words of the original
 //! (see "One guest" and "Hook script" in the facts about vzdump). Whatever fails is undone from the guest's record.
 
+use std::io::ErrorKind::NotFound;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::cluster::{self, ClusterError};
 use super::copy::QMP_PATIENCE;
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
 use super::{GuestOutcome, Job};
-use crate::config::GuestConfig;
+use crate::config::{GuestConfig, Residence};
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
 use crate::guest::held::{Held, HeldError};
@@ -32,6 +34,18 @@ pub(super) enum GuestError {
     NotFound(Vmid),
     #[error("VM {0} is a container; backing up containers is not supported yet")]
     Container(Vmid),
+    // As the original's VZDump.pm has it: a guest that the cluster restarts must not be stopped behind its back.
+    #[error(
+        "Cannot execute a backup with stop mode on a HA managed and enabled Service. Use snapshot mode or disable the Service."
+    )]
+    HighAvailability,
+    // The words of `check_running` and of `load_config` there.
+    #[error("unable to find configuration file for VM {0} on node '{1}'")]
+    Vanished(Vmid, String),
+    #[error("Configuration file 'nodes/{1}/qemu-server/{0}.conf' does not exist")]
+    VanishedSince(Vmid, String),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error("interrupted by signal")]
     Interrupted,
     #[error("mode 'stop' needs the program '{program}', which is not installed: use mode 'snapshot' or 'suspend'", program = bridge::PROGRAM)]
@@ -103,8 +117,8 @@ pub(super) struct GuestRun<'a> {
     env: HookEnv,
 }
 
-/// Backs up guest `vmid`; everything is told to the log.
-pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
+/// Backs up guest `vmid`, which the cluster knows as `known`; everything is told to the log.
+pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> GuestOutcome {
     let begun = Instant::now();
     let mut run = GuestRun {
         job,
@@ -118,7 +132,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
         name: None,
         env: job.hook_env(),
     };
-    let outcome = match run.backup() {
+    let outcome = match run.check(known).and_then(|()| run.backup()) {
         Ok(()) => {
             let took = clock(begun.elapsed().as_secs());
             job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({took})"));
@@ -138,20 +152,33 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
 }
 
 impl GuestRun<'_> {
+    /// What can be said before the guest has a log.
+    fn check(&self, known: Option<&Residence>) -> Result<(), GuestError> {
+        let kind = known.map(|guest| guest.kind.as_str()).filter(|kind| matches!(*kind, "qemu" | "lxc"));
+        let kind = kind.ok_or(GuestError::NotFound(self.vmid))?;
+        if self.mode == Mode::Stop && cluster::ha_keeps_running(self.job.host, self.vmid)? {
+            return Err(GuestError::HighAvailability);
+        }
+        if kind == "lxc" { Err(GuestError::Container(self.vmid)) } else { Ok(()) }
+    }
+
     fn backup(&mut self) -> Result<(), GuestError> {
         let (job, vmid) = (self.job, self.vmid);
-        let config = |e| GuestError::Config(vmid, e);
-        if conffile::read(job.host, vmid.get()).map_err(config)?.is_none() {
-            let container = job.host.path(format!("/etc/pve/nodes/{}/lxc/{vmid}.conf", job.host.node()));
-            return Err(if container.exists() { GuestError::Container(vmid) } else { GuestError::NotFound(vmid) });
-        }
+        let node = || job.host.node().to_owned();
         self.name_archive();
         job.log.open_guest(GuestKind::Qemu.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
         job.log.announce(Kind::Info, &format!("Starting Backup of VM {vmid} (qemu)"));
         job.log.job_line(Kind::Info, &format!("Backup started at {}", job.time()));
+        if conffile::read(job.host, vmid.get()).map_err(|e| GuestError::Config(vmid, e))?.is_none() {
+            return Err(GuestError::Vanished(vmid, node()));
+        }
         self.running = self.power.is_running();
         job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));
-        let mut held = Held::take(job.host, vmid.get(), "vzdump", &mut |line| job.log.info(line))?;
+        let held = Held::take(job.host, vmid.get(), "vzdump", &mut |line| job.log.info(line));
+        let mut held = held.map_err(|error| match error {
+            HeldError::Config { source, .. } if source.kind() == NotFound => GuestError::VanishedSince(vmid, node()),
+            other => other.into(),
+        })?;
         // A killed run may have left the guest switched off, and taking it switched it on again.
         self.qemu = self.power.pid();
         self.running = self.qemu.is_some();
@@ -184,7 +211,8 @@ impl GuestRun<'_> {
     fn locked(&mut self, held: &mut Held) -> Result<(), GuestError> {
         let (job, vmid) = (self.job, self.vmid);
         let text = conffile::read(job.host, vmid.get()).map_err(|e| GuestError::Config(vmid, e))?;
-        let config = GuestConfig::parse(&text.ok_or(GuestError::NotFound(vmid))?);
+        let vanished = || GuestError::VanishedSince(vmid, job.host.node().to_owned());
+        let config = GuestConfig::parse(&text.ok_or_else(vanished)?);
         if !self.running {
             self.mode = Mode::Stop;
         }

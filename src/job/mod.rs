@@ -4,6 +4,7 @@
 //! Copying data is [`crate::transfer`]'s, holding a guest still is [`crate::qemu`]'s and [`crate::guest`]'s.
 
 mod after;
+pub mod cluster;
 mod copy;
 mod destination;
 mod global_lock;
@@ -11,6 +12,7 @@ mod guest_run;
 pub mod hooks;
 pub mod log;
 mod progress;
+pub mod selection;
 mod syslog;
 pub mod tasklog;
 pub mod upid;
@@ -25,9 +27,11 @@ use crate::guest::held;
 use crate::host::{Cancel, Host};
 use crate::schema::{Compress, Vmid, VzdumpOptions};
 use crate::storage::Volumes;
+use cluster::ClusterError;
 use global_lock::{GlobalLock, GlobalLockError};
 use hooks::{Hook, HookEnv, HookError};
 use log::{Kind, LogSink};
+use selection::Selection;
 
 /// A job ended early, or one of its guests failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +42,9 @@ pub enum JobError {
     /// A signal asked the job to stop.
     #[error("interrupted by signal")]
     Interrupted,
-    /// An option that this version cannot honour; better refused than ignored.
-    #[error("{0}")]
-    Unsupported(&'static str),
+    /// Nobody can say what this node has.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// `tmpdir` does not exist.
     #[error("tmpdir '{0}' does not exist")]
     TmpDir(std::path::PathBuf),
@@ -78,21 +82,23 @@ pub(crate) struct Job<'a> {
     cancel: &'a Cancel,
 }
 
-/// Runs the job that `options` describe as task `upid`, telling everything to `log`.
+/// Backs up the guests of `selection` as `options` say, as task `upid`, telling everything to `log`.
 ///
 /// # Errors
 /// Why the job failed, as its last words.
-pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, cancel: &Cancel) -> Result<(), JobError> {
-    refuse_unsupported(options)?;
-    let (vmids, elsewhere): (Vec<Vmid>, Vec<Vmid>) = options.vmids.iter().partition(|vmid| !is_elsewhere(host, **vmid));
-    if vmids.is_empty() && !elsewhere.is_empty() {
-        // One command line for all nodes of a cluster: nothing to say here.
-        return Ok(());
-    }
+pub fn run(
+    host: &Host,
+    options: &VzdumpOptions,
+    selection: &Selection,
+    upid: &str,
+    log: &LogSink,
+    cancel: &Cancel,
+) -> Result<(), JobError> {
     if let Some(dir) = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()) {
         return Err(JobError::TmpDir(dir.clone()));
     }
     let volumes = Volumes::load(host)?;
+    tell_bad_lines(&volumes.cfg().warnings, log);
     let hook = options.script.as_deref().map(|script| Hook::new(host, script)).transpose()?;
     if let Some(hook) = &hook {
         // Before any lock, and before anybody looks at the storage: the hook may be what mounts it.
@@ -110,11 +116,11 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
     held::recover_all(host, &mut |line| log.info(line), &mut |line| log.warn(line));
     set_io_priority(host, options.ionice, log);
     log.announce(Kind::Info, &format!("starting new backup job: {}", options.command_line));
-    if !elsewhere.is_empty() {
-        let names: Vec<String> = elsewhere.iter().map(Vmid::to_string).collect();
+    if !selection.external.is_empty() {
+        let names: Vec<String> = selection.external.iter().map(Vmid::to_string).collect();
         log.info(&format!("skip external VMs: {}", names.join(", ")));
     }
-    match job.guests(vmids) {
+    match job.guests(&selection.local) {
         Ok(outcomes) => {
             let failed = outcomes.contains(&GuestOutcome::Failed);
             let end = if failed { "Backup job finished with errors" } else { "Backup job finished successfully" };
@@ -131,30 +137,13 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
     }
 }
 
-/// Selections that belong to later work must not silently back up nothing.
-fn refuse_unsupported(options: &VzdumpOptions) -> Result<(), JobError> {
-    if options.all || options.pool.is_some() || !options.exclude.is_empty() {
-        return Err(JobError::Unsupported("--all, --exclude and --pool are not supported yet: name the guests"));
+/// Says which lines of storage.cfg mean nothing, the first of them: a broken file may have thousands.
+fn tell_bad_lines(warnings: &[String], log: &LogSink) {
+    const SHOWN: usize = 20;
+    warnings.iter().take(SHOWN).for_each(|warning| log.line(Kind::Bare, warning));
+    if let Some(more) = warnings.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        log.line(Kind::Bare, &format!("... and {more} more lines of this kind"));
     }
-    if options.stop && options.vmids.is_empty() {
-        return Err(JobError::Unsupported("--stop is not supported yet: send TERM to the running job"));
-    }
-    if options.stdout && options.vmids.len() > 1 {
-        return Err(JobError::Unsupported("you can only backup a single VM with option --stdout"));
-    }
-    Ok(())
-}
-
-/// Whether guest `vmid` lives on another node of the cluster.
-fn is_elsewhere(host: &Host, vmid: Vmid) -> bool {
-    let here = |node: &std::path::Path| {
-        ["qemu-server", "lxc"].iter().any(|kind| node.join(kind).join(format!("{vmid}.conf")).exists())
-    };
-    let nodes = host.path("/etc/pve/nodes");
-    if here(&nodes.join(host.node())) {
-        return false;
-    }
-    std::fs::read_dir(nodes).into_iter().flatten().flatten().any(|node| here(&node.path()))
 }
 
 /// Lowers our own I/O priority and that of our children, as the original does and with the same program.
@@ -170,12 +159,14 @@ fn set_io_priority(host: &Host, ionice: u8, log: &LogSink) {
 }
 
 impl Job<'_> {
-    fn guests(&self, mut vmids: Vec<Vmid>) -> Result<Vec<GuestOutcome>, JobError> {
+    fn guests(&self, vmids: &[Vmid]) -> Result<Vec<GuestOutcome>, JobError> {
+        // Waiting for the global lock may have taken hours, so it is looked again what there is; after this moment a guest that
+        // vanishes is one whose backup was begun.
+        let vmlist = cluster::vmlist(self.host)?;
         self.call_hook(&["job-start"], &self.hook_env(), true)?;
-        vmids.sort_unstable();
         let mut outcomes = Vec::new();
         for vmid in vmids {
-            outcomes.push(guest_run::run(self, vmid));
+            outcomes.push(guest_run::run(self, *vmid, vmlist.get(*vmid)));
             if self.cancel.is_set() {
                 return Err(JobError::Interrupted);
             }
@@ -217,10 +208,8 @@ impl Job<'_> {
         self.host.now().strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
-    /// The cluster's name in `/etc/pve/corosync.conf`, for notes.
+    /// The cluster's name, for notes.
     fn cluster_name(&self) -> String {
-        let text = std::fs::read_to_string(self.host.path("/etc/pve/corosync.conf")).unwrap_or_default();
-        let name = text.lines().find_map(|line| line.trim().strip_prefix("cluster_name:"));
-        name.map_or_else(|| "standalone node".to_owned(), |name| name.trim().to_owned())
+        cluster::name(self.host)
     }
 }
