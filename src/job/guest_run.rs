@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::Job;
 use super::copy::QMP_PATIENCE;
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
-use super::{GuestOutcome, Job};
+use super::report::{GuestReport, GuestState};
 use crate::config::GuestConfig;
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
@@ -100,11 +101,13 @@ pub(super) struct GuestRun<'a> {
     qemu: Option<u32>,
     /// Name of the archive; none as long as the guest was not found.
     pub(super) name: Option<ArchiveName>,
+    /// Bytes of the archive, once it is complete.
+    size: u64,
     env: HookEnv,
 }
 
 /// Backs up guest `vmid`; everything is told to the log.
-pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
+pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestReport {
     let begun = Instant::now();
     let mut run = GuestRun {
         job,
@@ -116,25 +119,29 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
         paused: false,
         qemu: None,
         name: None,
+        size: 0,
         env: job.hook_env(),
     };
-    let outcome = match run.backup() {
+    let result = run.backup();
+    let seconds = begun.elapsed().as_secs();
+    let state = match result {
         Ok(()) => {
-            let took = clock(begun.elapsed().as_secs());
-            job.log.info(&format!("Finished Backup of VM {vmid} ({took})"));
+            job.log.info(&format!("Finished Backup of VM {vmid} ({})", clock(seconds)));
             job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
-            GuestOutcome::Done
+            GuestState::Done
         }
         Err(error) => {
             job.log.error(&format!("Backup of VM {vmid} failed - {error}"));
             job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
             run.hook_or_warn("backup-abort");
-            GuestOutcome::Failed
+            GuestState::Failed
         }
     };
+    let log = job.log.guest_text();
     run.publish_log();
     run.hook_or_warn("log-end");
-    outcome
+    let target = if job.options.stdout { Some("-".to_owned()) } else { run.env.target };
+    GuestReport { vmid, state, name: run.env.hostname, seconds, size: run.size, target, log }
 }
 
 impl GuestRun<'_> {
@@ -228,6 +235,10 @@ impl GuestRun<'_> {
             }
         }
         self.archive(&vm, held, stopped_at)?;
+        // Now: a hook may take it somewhere else.
+        let archive =
+            self.name.as_ref().filter(|_| !job.options.stdout).map(|name| name.path(&job.destination.dump_dir));
+        self.size = archive.and_then(|path| std::fs::metadata(path).ok()).map_or(0, |archive| archive.len());
         if !job.options.stdout {
             self.dress(&vm, held)?;
         }

@@ -10,7 +10,9 @@ mod global_lock;
 mod guest_run;
 pub mod hooks;
 pub mod log;
+mod notification;
 mod progress;
+mod report;
 pub mod tasklog;
 pub mod upid;
 
@@ -26,7 +28,8 @@ use crate::schema::{Compress, Vmid, VzdumpOptions};
 use crate::storage::Volumes;
 use global_lock::{GlobalLock, GlobalLockError};
 use hooks::{Hook, HookEnv, HookError};
-use log::LogSink;
+use log::{LogSink, LogText};
+use report::JobReport;
 
 /// A job ended early, or one of its guests failed.
 #[derive(Debug, thiserror::Error)]
@@ -57,15 +60,6 @@ pub enum JobError {
     Hook(#[from] HookError),
 }
 
-/// What became of one guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GuestOutcome {
-    /// Its archive is complete.
-    Done,
-    /// There is no archive; the log says why.
-    Failed,
-}
-
 /// Everything one job's guests share.
 pub(crate) struct Job<'a> {
     host: &'a Host,
@@ -88,6 +82,24 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
         // One command line for all nodes of a cluster: nothing to say here.
         return Ok(());
     }
+    let mut report = JobReport::new(options);
+    let result = work(host, options, upid, log, cancel, (vmids, elsewhere), &mut report);
+    report.end(&result);
+    // Nobody waits for us: the global lock is free again.
+    notification::tell(host, options, &report, log, cancel);
+    result
+}
+
+/// The job from its first hook to its last; `report` learns of all of it.
+fn work(
+    host: &Host,
+    options: &VzdumpOptions,
+    upid: &str,
+    log: &LogSink,
+    cancel: &Cancel,
+    (vmids, elsewhere): (Vec<Vmid>, Vec<Vmid>),
+    report: &mut JobReport,
+) -> Result<(), JobError> {
     if let Some(dir) = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()) {
         return Err(JobError::TmpDir(dir.clone()));
     }
@@ -100,7 +112,8 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
             dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
             ..HookEnv::default()
         };
-        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line))?;
+        let lines = &mut report.before;
+        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.job_info(line, lines))?;
     }
     let destination = Destination::open(host, options, &volumes)?;
     let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
@@ -115,14 +128,14 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
         let names: Vec<String> = elsewhere.iter().map(Vmid::to_string).collect();
         log.info(&format!("skip external VMs: {}", names.join(", ")));
     }
-    match job.guests(vmids) {
-        Ok(outcomes) => {
-            let failed = outcomes.contains(&GuestOutcome::Failed);
+    match job.guests(vmids, report) {
+        Ok(()) => {
+            let failed = !report.all_done();
             log.info(if failed { "Backup job finished with errors" } else { "Backup job finished successfully" });
             if failed { Err(JobError::Guests) } else { Ok(()) }
         }
         Err(error) => {
-            if let Err(hook) = job.call_hook(&["job-abort"], &job.hook_env(), false) {
+            if let Err(hook) = job.job_hook("job-abort", false, &mut report.after) {
                 log.warn(&hook.to_string());
             }
             log.error(&format!("Backup job failed - {error}"));
@@ -170,18 +183,17 @@ fn set_io_priority(host: &Host, ionice: u8, log: &LogSink) {
 }
 
 impl Job<'_> {
-    fn guests(&self, mut vmids: Vec<Vmid>) -> Result<Vec<GuestOutcome>, JobError> {
-        self.call_hook(&["job-start"], &self.hook_env(), true)?;
+    fn guests(&self, mut vmids: Vec<Vmid>, report: &mut JobReport) -> Result<(), JobError> {
         vmids.sort_unstable();
-        let mut outcomes = Vec::new();
+        report.begin(&vmids);
+        self.job_hook("job-start", true, &mut report.before)?;
         for vmid in vmids {
-            outcomes.push(guest_run::run(self, vmid));
+            report.guest_ended(guest_run::run(self, vmid));
             if self.cancel.is_set() {
                 return Err(JobError::Interrupted);
             }
         }
-        self.call_hook(&["job-end"], &self.hook_env(), true)?;
-        Ok(outcomes)
+        Ok(self.job_hook("job-end", true, &mut report.after)?)
     }
 
     /// What every hook of this job sees.
@@ -191,6 +203,13 @@ impl Job<'_> {
             dumpdir: Some(self.destination.dump_dir.display().to_string()),
             ..HookEnv::default()
         }
+    }
+
+    /// Calls the hook for a phase of the whole job; `lines` learns what it says.
+    fn job_hook(&self, phase: &str, interruptible: bool, lines: &mut LogText) -> Result<(), HookError> {
+        let Some(hook) = &self.hook else { return Ok(()) };
+        let cancel = interruptible.then_some(self.cancel);
+        hook.run(&[phase], &self.hook_env(), cancel, &mut |line| self.log.job_info(line, lines))
     }
 
     fn call_hook(&self, args: &[&str], env: &HookEnv, interruptible: bool) -> Result<(), HookError> {
