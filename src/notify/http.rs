@@ -38,17 +38,15 @@ pub(super) fn gotify(server: &str, token: &str, said: &Rendered, notification: &
 pub(super) fn send(request: &Request, people: &People, limit: Duration) -> Result<(), DeliveryError> {
     let limit = limit.min(LIMIT);
     let failed = |why: &str| DeliveryError::Http(why.to_owned());
-    let mut config = ureq::Agent::config_builder()
+    let config = ureq::Agent::config_builder()
         .timeout_global(Some(limit))
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
         .user_agent(concat!("vzkeep/", env!("CARGO_PKG_VERSION")))
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build());
-    if let Some(proxy) = people.http_proxy() {
-        let proxy = ureq::Proxy::new(&proxy).map_err(|_| failed("http_proxy of datacenter.cfg is no address"))?;
-        config = config.proxy(Some(proxy));
-    }
+    let proxy = people.http_proxy().map(|proxy| ureq::Proxy::new(&proxy)).transpose();
+    let proxy = proxy.map_err(|_| failed("http_proxy of datacenter.cfg is no address"))?;
     let mut head = http::Request::builder().method(request.method).uri(&request.url);
     for (name, value) in &request.headers {
         let name = http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| failed("a header's name is not valid"))?;
@@ -56,7 +54,7 @@ pub(super) fn send(request: &Request, people: &People, limit: Duration) -> Resul
         let value = http::HeaderValue::from_bytes(value.as_bytes()).map_err(wrong)?;
         head = head.header(name, value);
     }
-    let agent = config.build().new_agent();
+    let agent = config.proxy(proxy).build().new_agent();
     let invalid = |_| failed("the url is not valid");
     let answer = if request.body.is_empty() {
         agent.run(head.body(()).map_err(invalid)?)
