@@ -3,7 +3,7 @@
 //!
 //! Arrows point one way; nothing below knows the name of a command line above it:
 //!
-//! `cli` -> `job` -> `guest`, `storage`, `restore` -> `archive`, `transfer` -> `image` -> `nbd`, `qemu`, `host`
+//! `cli` -> `job` -> `guest`, `storage`, `restore`, `notify` -> `archive`, `transfer` -> `image` -> `nbd`, `qemu`, `host`
 //! -> `config`, `schema`
 //!
 //! Everything that can be backed up is opened as an [`image::Image`]; everything that was backed up can be read
@@ -17,6 +17,7 @@ pub mod host;
 pub mod image;
 pub mod job;
 pub mod nbd;
+pub mod notify;
 pub mod qemu;
 pub mod restore;
 pub mod schema;

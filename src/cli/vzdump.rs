@@ -93,7 +93,8 @@ fn backup(host: &Host, request: &VzdumpRequest, selection: &Selection) -> ExitCo
     match &outcome {
         Outcome::Ok => {}
         Outcome::Warnings(count) => complain(&format!("Task finished with {count} warning(s)!\n")),
-        Outcome::Error(error) => complain(&format!("{error}\n")),
+        // On one line, as in the task lists.
+        Outcome::Error(_) => complain(&format!("{}\n", outcome.status())),
     }
     if let Err(error) = log.finish(&outcome) {
         complain(&format!("the task's record is incomplete: {error}\n"));

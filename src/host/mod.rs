@@ -55,6 +55,18 @@ impl Host {
         &self.node
     }
 
+    /// The node's full name, with the domain of `/etc/resolv.conf`: `pve1.example.com`; without one as [`Self::node`].
+    pub fn fqdn(&self) -> String {
+        let resolv = std::fs::read(self.path("/etc/resolv.conf")).unwrap_or_default();
+        let resolv = String::from_utf8_lossy(&resolv);
+        // The last line of either kind counts, as for the resolver.
+        let domain = resolv.lines().rev().find_map(|line| {
+            let mut words = line.split_whitespace();
+            words.next().filter(|key| ["search", "domain"].contains(key)).and_then(|_| words.next())
+        });
+        domain.map_or_else(|| self.node.clone(), |domain| format!("{}.{}", self.node, domain.trim_end_matches('.')))
+    }
+
     /// Where the node's absolute path `path` (`/etc/pve/storage.cfg`, a storage's `path` property) really lies:
     /// below the root prefix. A path that already lies below it is left alone.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {

@@ -23,7 +23,7 @@ pub enum DestinationError {
     #[error("dumpdir '{0}' does not exist")]
     DumpDir(PathBuf),
     /// The storage cannot be used at all.
-    #[error("could not activate storage '{id}': {source} could not get storage information for '{id}': {source}")]
+    #[error("could not activate storage '{id}': {source}\ncould not get storage information for '{id}': {source}")]
     Unusable {
         /// Its name.
         id: String,

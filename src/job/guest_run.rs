@@ -5,11 +5,12 @@ use std::io::ErrorKind::NotFound;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::Job;
 use super::cluster::{self, ClusterError};
 use super::copy::QMP_PATIENCE;
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
-use super::{GuestOutcome, Job};
+use super::report::{GuestReport, GuestState};
 use crate::config::{GuestConfig, Residence};
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
@@ -114,11 +115,13 @@ pub(super) struct GuestRun<'a> {
     qemu: Option<u32>,
     /// Name of the archive; none as long as the guest was not found.
     pub(super) name: Option<ArchiveName>,
+    /// Bytes of the archive, once it is complete.
+    size: u64,
     env: HookEnv,
 }
 
 /// Backs up guest `vmid`, which the cluster knows as `known`; everything is told to the log.
-pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> GuestOutcome {
+pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> GuestReport {
     let begun = Instant::now();
     let mut run = GuestRun {
         job,
@@ -130,25 +133,29 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         paused: false,
         qemu: None,
         name: None,
+        size: 0,
         env: job.hook_env(),
     };
-    let outcome = match run.check(known).and_then(|()| run.backup()) {
+    let result = run.check(known).and_then(|()| run.backup());
+    let seconds = begun.elapsed().as_secs();
+    let state = match result {
         Ok(()) => {
-            let took = clock(begun.elapsed().as_secs());
-            job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({took})"));
+            job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({})", clock(seconds)));
             job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
-            GuestOutcome::Done
+            GuestState::Done
         }
         Err(error) => {
             job.log.announce(Kind::Error, &format!("Backup of VM {vmid} failed - {error}"));
             job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
             run.hook_or_warn("backup-abort");
-            GuestOutcome::Failed
+            GuestState::Failed
         }
     };
+    let log = job.log.guest_text();
     run.publish_log();
     run.hook_or_warn("log-end");
-    outcome
+    let target = if job.options.stdout { Some("-".to_owned()) } else { run.env.target };
+    GuestReport { vmid, state, name: run.env.hostname, seconds, size: run.size, target, log }
 }
 
 impl GuestRun<'_> {
@@ -258,6 +265,10 @@ impl GuestRun<'_> {
             }
         }
         self.archive(&vm, held, stopped_at)?;
+        // Now: a hook may take it somewhere else.
+        let archive =
+            self.name.as_ref().filter(|_| !job.options.stdout).map(|name| name.path(&job.destination.dump_dir));
+        self.size = archive.and_then(|path| std::fs::metadata(path).ok()).map_or(0, |archive| archive.len());
         if !job.options.stdout {
             self.dress(&vm, held)?;
         }

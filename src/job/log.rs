@@ -66,6 +66,39 @@ struct Inner {
 struct GuestLog {
     path: PathBuf,
     file: File,
+    text: LogText,
+}
+
+/// Lines of a log with their times, for mails. No more than [`LogText::MOST`] bytes are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogText {
+    text: String,
+    cut: bool,
+}
+
+impl LogText {
+    /// How many bytes are kept: what is longer is of no use in a mail.
+    pub const MOST: usize = 1 << 20;
+
+    /// Adds lines, each with a line feed at its end.
+    pub fn push(&mut self, lines: &str) {
+        self.cut |= self.text.len() + lines.len() > Self::MOST;
+        if self.cut {
+            self.text = String::new();
+        } else {
+            self.text += lines;
+        }
+    }
+
+    /// The lines; none when there were too many.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether there were too many.
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
 }
 
 impl LogSink {
@@ -140,7 +173,7 @@ impl LogSink {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        inner.guest = Some(GuestLog { file: File::create(&path)?, path });
+        inner.guest = Some(GuestLog { file: File::create(&path)?, path, text: LogText::default() });
         Ok(())
     }
 
@@ -154,13 +187,19 @@ impl LogSink {
         copy.map_or(Ok(()), |copy| std::fs::copy(&log.path, copy).map(|_| ()))
     }
 
-    /// What was written for the guest so far; mails carry it.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn guest_text(&self) -> io::Result<String> {
-        let path = self.inner().guest.as_ref().map(|g| g.path.clone());
-        path.map_or(Ok(String::new()), std::fs::read_to_string)
+    /// What was written for the guest whose log is open; `None` while none is.
+    pub fn guest_text(&self) -> Option<LogText> {
+        self.inner().guest.as_ref().map(|guest| guest.text.clone())
+    }
+
+    /// [`LogSink::job_line`] of kind [`Kind::Info`], which `text` also gets, as a guest's log would.
+    pub fn job_info(&self, line: &str, text: &mut LogText) {
+        let mut inner = self.inner();
+        inner.write(Kind::Info, line, false);
+        let now = inner.now();
+        line.trim_end_matches('\n')
+            .split('\n')
+            .for_each(|line| text.push(&format!("{now} {}{line}\n", Kind::Info.prefix())));
     }
 
     /// Ends the task record. Warnings turn a success into [`Outcome::Warnings`].
@@ -188,11 +227,17 @@ impl LogSink {
 }
 
 impl Inner {
+    /// As logs have it: local time to the second.
+    fn now(&self) -> String {
+        self.host.now().strftime("%Y-%m-%d %H:%M:%S").to_string()
+    }
+
     fn write(&mut self, kind: Kind, text: &str, to_guest: bool) {
         if kind == Kind::Warn {
             self.warnings += 1;
             self.syslog.line(Level::Warning, text);
         }
+        let now = self.now();
         for line in text.trim_end_matches('\n').split('\n') {
             let line = format!("{}{line}", kind.prefix());
             let mut results = Vec::new();
@@ -206,8 +251,9 @@ impl Inner {
                 results.push(task.line(&line).map_err(|e| format!("the task log lost a line: {}", reason(&e))));
             }
             if let (Some(guest), true) = (&mut self.guest, to_guest) {
-                let now = self.host.now().strftime("%Y-%m-%d %H:%M:%S").to_string();
-                let written = guest.file.write_all(format!("{now} {line}\n").as_bytes());
+                let line = format!("{now} {line}\n");
+                guest.text.push(&line);
+                let written = guest.file.write_all(line.as_bytes());
                 results.push(written.map_err(|e| format!("'{}' lost a line: {}", guest.path.display(), reason(&e))));
             }
             let failed = results.into_iter().find_map(Result::err);

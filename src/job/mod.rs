@@ -11,7 +11,9 @@ mod global_lock;
 mod guest_run;
 pub mod hooks;
 pub mod log;
+mod notification;
 mod progress;
+mod report;
 pub mod selection;
 mod syslog;
 pub mod tasklog;
@@ -30,7 +32,8 @@ use crate::storage::Volumes;
 use cluster::ClusterError;
 use global_lock::{GlobalLock, GlobalLockError};
 use hooks::{Hook, HookEnv, HookError};
-use log::{Kind, LogSink};
+use log::{Kind, LogSink, LogText};
+use report::JobReport;
 use selection::Selection;
 
 /// A job ended early, or one of its guests failed.
@@ -62,15 +65,6 @@ pub enum JobError {
     Hook(#[from] HookError),
 }
 
-/// What became of one guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GuestOutcome {
-    /// Its archive is complete.
-    Done,
-    /// There is no archive; the log says why.
-    Failed,
-}
-
 /// Everything one job's guests share.
 pub(crate) struct Job<'a> {
     host: &'a Host,
@@ -94,6 +88,24 @@ pub fn run(
     log: &LogSink,
     cancel: &Cancel,
 ) -> Result<(), JobError> {
+    let mut report = JobReport::new(options);
+    let result = work(host, options, selection, upid, log, cancel, &mut report);
+    report.end(&result);
+    // Nobody waits for us: the global lock is free again.
+    notification::tell(host, options, &report, log, cancel);
+    result
+}
+
+/// The job from its first hook to its last; `report` learns of all of it.
+fn work(
+    host: &Host,
+    options: &VzdumpOptions,
+    selection: &Selection,
+    upid: &str,
+    log: &LogSink,
+    cancel: &Cancel,
+    report: &mut JobReport,
+) -> Result<(), JobError> {
     if let Some(dir) = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()) {
         return Err(JobError::TmpDir(dir.clone()));
     }
@@ -107,7 +119,8 @@ pub fn run(
             dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
             ..HookEnv::default()
         };
-        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line))?;
+        let lines = &mut report.before;
+        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.job_info(line, lines))?;
     }
     let destination = Destination::open(host, options, &volumes)?;
     let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
@@ -120,15 +133,15 @@ pub fn run(
         let names: Vec<String> = selection.external.iter().map(Vmid::to_string).collect();
         log.info(&format!("skip external VMs: {}", names.join(", ")));
     }
-    match job.guests(&selection.local) {
-        Ok(outcomes) => {
-            let failed = outcomes.contains(&GuestOutcome::Failed);
+    match job.guests(&selection.local, report) {
+        Ok(()) => {
+            let failed = !report.all_done();
             let end = if failed { "Backup job finished with errors" } else { "Backup job finished successfully" };
             log.announce(Kind::Info, end);
             if failed { Err(JobError::Guests) } else { Ok(()) }
         }
         Err(error) => {
-            if let Err(hook) = job.call_hook(&["job-abort"], &job.hook_env(), false) {
+            if let Err(hook) = job.job_hook("job-abort", false, &mut report.after) {
                 log.warn(&hook.to_string());
             }
             log.announce(Kind::Error, &format!("Backup job failed - {error}"));
@@ -159,20 +172,19 @@ fn set_io_priority(host: &Host, ionice: u8, log: &LogSink) {
 }
 
 impl Job<'_> {
-    fn guests(&self, vmids: &[Vmid]) -> Result<Vec<GuestOutcome>, JobError> {
+    fn guests(&self, vmids: &[Vmid], report: &mut JobReport) -> Result<(), JobError> {
         // Waiting for the global lock may have taken hours, so it is looked again what there is; after this moment a guest that
         // vanishes is one whose backup was begun.
         let vmlist = cluster::vmlist(self.host)?;
-        self.call_hook(&["job-start"], &self.hook_env(), true)?;
-        let mut outcomes = Vec::new();
+        report.begin(vmids);
+        self.job_hook("job-start", true, &mut report.before)?;
         for vmid in vmids {
-            outcomes.push(guest_run::run(self, *vmid, vmlist.get(*vmid)));
+            report.guest_ended(guest_run::run(self, *vmid, vmlist.get(*vmid)));
             if self.cancel.is_set() {
                 return Err(JobError::Interrupted);
             }
         }
-        self.call_hook(&["job-end"], &self.hook_env(), true)?;
-        Ok(outcomes)
+        Ok(self.job_hook("job-end", true, &mut report.after)?)
     }
 
     /// What every hook of this job sees.
@@ -182,6 +194,13 @@ impl Job<'_> {
             dumpdir: Some(self.destination.dump_dir.display().to_string()),
             ..HookEnv::default()
         }
+    }
+
+    /// Calls the hook for a phase of the whole job; `lines` learns what it says.
+    fn job_hook(&self, phase: &str, interruptible: bool, lines: &mut LogText) -> Result<(), HookError> {
+        let Some(hook) = &self.hook else { return Ok(()) };
+        let cancel = interruptible.then_some(self.cancel);
+        hook.run(&[phase], &self.hook_env(), cancel, &mut |line| self.log.job_info(line, lines))
     }
 
     fn call_hook(&self, args: &[&str], env: &HookEnv, interruptible: bool) -> Result<(), HookError> {

@@ -16,6 +16,10 @@ use std::time::Duration;
 
 const BOOT_TIME: Duration = Duration::from_secs(60);
 
+/// The node's `sendmail` keeps every mail in a file of its own: the words of the call, then the message.
+const SENDMAIL: &str =
+    "#!/bin/sh\ndir=\"$VZKEEP_ROOT/var/spool/mails\"\nmkdir -p \"$dir\" && { echo \"$*\"; cat; } > \"$dir/$$\"\n";
+
 /// The node `pve1`: its tree below [`Node::root`], its storages `local` (images and backups in `/var/lib/vz`) and `backup`
 /// (`/mnt/backup`), its guests. Dropping it ends and removes everything.
 #[derive(Debug)]
@@ -56,6 +60,10 @@ impl Node {
         for name in ["vzdump", "qmrestore", "vzkeep"] {
             symlink(&vzkeep, node.root.join("bin").join(name))?;
         }
+        std::fs::create_dir_all(node.root.join("usr/sbin"))?;
+        let sendmail = node.root.join("usr/sbin/sendmail");
+        std::fs::write(&sendmail, SENDMAIL)?;
+        std::fs::set_permissions(&sendmail, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         std::fs::write(node.root.join("etc/hostname"), "pve1\n")?;
         std::fs::write(node.root.join("etc/vzdump.conf"), "")?;
         std::fs::write(node.root.join("etc/pve/datacenter.cfg"), "keyboard: en-us\n")?;
