@@ -3,6 +3,7 @@
 mod guard;
 mod native;
 mod qmrestore;
+mod unlock;
 mod vzdump;
 
 use std::ffi::OsString;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::{FAILED, complain, say};
+use crate::schema::Vmid;
 use crate::schema::tables::{QMRESTORE, VZDUMP};
 
 /// Backs up and restores virtual machines behind the command lines administrators already use.
@@ -37,6 +38,17 @@ enum Verb {
         /// The shell it is for
         #[arg(long, default_value = "bash")]
         shell: clap_complete::Shell,
+    },
+    /// Explain who holds a guest's lock, and remove it when they are gone
+    ///
+    /// Removes a 'lock: backup' whose owner is provably gone, and undoes what a killed run left of the guest. Refuses
+    /// with the reason otherwise (exit code 255).
+    Unlock {
+        /// The guest
+        vmid: Vmid,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Print the version
     Version,
@@ -78,6 +90,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     match native.verb {
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => say(&completion(program, shell)),
+        Verb::Unlock { vmid, dry_run } => return super::unlock::run(vmid, dry_run),
         Verb::Version => say(&format!("vzkeep {}\n", env!("CARGO_PKG_VERSION"))),
     }
     ExitCode::SUCCESS

@@ -7,6 +7,7 @@ mod guest;
 mod rewrite;
 mod storage_cfg;
 mod vzdump_conf;
+mod vzkeep_conf;
 
 pub use blob::{MapLine, config_blob, map_lines};
 pub use disks::{BackupVolume, Disk, archive_order, backup_volumes, disks};
@@ -14,6 +15,7 @@ pub use guest::{Agent, GuestConfig, Section};
 pub use rewrite::{Fresh, Rewrite, rewrite_for_restore};
 pub use storage_cfg::{Storage, StorageCfg, StorageError};
 pub use vzdump_conf::VzdumpConf;
+pub use vzkeep_conf::VzkeepConf;
 
 #[cfg(test)]
 mod tests;

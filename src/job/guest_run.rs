@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::copy::QMP_PATIENCE;
+use super::hooks::describe::{GuestFacts, Outcome, State, Story};
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
-use super::{GuestOutcome, Job};
+use super::{GuestOutcome, Job, unlock};
 use crate::config::GuestConfig;
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
@@ -101,6 +102,9 @@ pub(super) struct GuestRun<'a> {
     /// Name of the archive; none as long as the guest was not found.
     pub(super) name: Option<ArchiveName>,
     env: HookEnv,
+    /// What hooks are told beside it.
+    story: Story,
+    begun: Instant,
 }
 
 /// Backs up guest `vmid`; everything is told to the log.
@@ -117,17 +121,23 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid) -> GuestOutcome {
         qemu: None,
         name: None,
         env: job.hook_env(),
+        story: Story::default(),
+        begun,
     };
     let outcome = match run.backup() {
         Ok(()) => {
             let took = clock(begun.elapsed().as_secs());
             job.log.info(&format!("Finished Backup of VM {vmid} ({took})"));
             job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
+            run.story.outcome.state = State::Done;
             GuestOutcome::Done
         }
         Err(error) => {
             job.log.error(&format!("Backup of VM {vmid} failed - {error}"));
+            run.explain_lock(&error);
             job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
+            // Whatever archive there was by then is one of a backup that failed.
+            run.story.outcome = Outcome { state: State::Failed, error: Some(error.to_string()), ..Outcome::default() };
             run.hook_or_warn("backup-abort");
             GuestOutcome::Failed
         }
@@ -165,6 +175,16 @@ impl GuestRun<'_> {
         }
         self.after_unlock();
         result
+    }
+
+    /// Says so when the lock that was in the way is nobody's any more.
+    fn explain_lock(&self, error: &GuestError) {
+        let (job, vmid) = (self.job, self.vmid);
+        if matches!(error, GuestError::Held(HeldError::Locked(lock)) if lock == "backup")
+            && let Some(by) = unlock::left_behind(job.host, vmid.get())
+        {
+            job.log.info(&format!("the lock was left behind by {by}; 'vzkeep unlock {vmid}' removes it"));
+        }
     }
 
     /// A guest that its administrator paused stays paused, whatever the mode.
@@ -231,6 +251,8 @@ impl GuestRun<'_> {
         if !job.options.stdout {
             self.dress(&vm, held)?;
         }
+        let target = self.name.as_ref().map(|name| name.path(&job.destination.dump_dir));
+        self.story.outcome.size = target.and_then(|path| path.metadata().ok()).map(|archive| archive.len());
         self.hook("backup-end")?;
         Ok(())
     }
@@ -250,6 +272,13 @@ impl GuestRun<'_> {
         for volume in &vm.volumes {
             log.info(&volume.to_string());
         }
+        self.story.guest = Some(GuestFacts {
+            vmid: vm.vmid,
+            kind: GuestKind::Qemu.as_str(),
+            name: self.env.hostname.clone(),
+            running: self.running,
+            disks: vm.volumes.iter().map(Into::into).collect(),
+        });
         vm.find_disks(self.job.volumes)?;
         Ok(vm)
     }
@@ -322,6 +351,8 @@ impl GuestRun<'_> {
 
     fn call_hook(&self, phase: &str, interruptible: bool) -> Result<(), GuestError> {
         let args = [phase, self.mode.as_str(), &self.vmid.to_string()];
-        Ok(self.job.call_hook(&args, &self.env, interruptible)?)
+        let mut story = self.story.clone();
+        story.outcome.seconds = Some(self.begun.elapsed().as_secs_f64());
+        Ok(self.job.call_hook(&args, &self.env, &story, interruptible)?)
     }
 }

@@ -12,6 +12,7 @@ pub mod hooks;
 pub mod log;
 mod progress;
 pub mod tasklog;
+pub mod unlock;
 pub mod upid;
 
 pub use destination::{Destination, DestinationError};
@@ -25,7 +26,9 @@ use crate::host::{Cancel, Host};
 use crate::schema::{Compress, Vmid, VzdumpOptions};
 use crate::storage::Volumes;
 use global_lock::{GlobalLock, GlobalLockError};
-use hooks::{Hook, HookEnv, HookError};
+use hooks::describe::{Outcome, State, Story};
+use hooks::set::Hooks;
+use hooks::{HookEnv, HookError};
 use log::LogSink;
 
 /// A job ended early, or one of its guests failed.
@@ -72,7 +75,7 @@ pub(crate) struct Job<'a> {
     options: &'a VzdumpOptions,
     volumes: &'a Volumes,
     destination: Destination,
-    hook: Option<Hook>,
+    hooks: Hooks,
     log: LogSink,
     cancel: &'a Cancel,
 }
@@ -92,18 +95,16 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
         return Err(JobError::TmpDir(dir.clone()));
     }
     let volumes = Volumes::load(host)?;
-    let hook = options.script.as_deref().map(|script| Hook::new(host, script)).transpose()?;
-    if let Some(hook) = &hook {
-        // Before any lock, and before anybody looks at the storage: the hook may be what mounts it.
-        let env = HookEnv {
-            storeid: options.storage.clone(),
-            dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
-            ..HookEnv::default()
-        };
-        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line))?;
-    }
+    let hooks = Hooks::open(host, options, upid, &mut |line| log.warn(line))?;
+    // Before any lock, and before anybody looks at the storage: the hook may be what mounts it.
+    let env = HookEnv {
+        storeid: options.storage.clone(),
+        dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
+        ..HookEnv::default()
+    };
+    hooks.call(&["job-init"], &env, &Story::default(), (cancel, true), &mut |line| log.info(line))?;
     let destination = Destination::open(host, options, &volumes)?;
-    let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
+    let job = Job { host, options, volumes: &volumes, destination, hooks, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
     let _lock = GlobalLock::take(host, upid, patience, cancel, || {
         log.info("trying to get global lock - waiting...");
@@ -122,7 +123,8 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
             if failed { Err(JobError::Guests) } else { Ok(()) }
         }
         Err(error) => {
-            if let Err(hook) = job.call_hook(&["job-abort"], &job.hook_env(), false) {
+            let told = Outcome { state: State::Failed, error: Some(error.to_string()), ..Outcome::default() };
+            if let Err(hook) = job.call_hook(&["job-abort"], &job.hook_env(), &told.into(), false) {
                 log.warn(&hook.to_string());
             }
             log.error(&format!("Backup job failed - {error}"));
@@ -171,7 +173,7 @@ fn set_io_priority(host: &Host, ionice: u8, log: &LogSink) {
 
 impl Job<'_> {
     fn guests(&self, mut vmids: Vec<Vmid>) -> Result<Vec<GuestOutcome>, JobError> {
-        self.call_hook(&["job-start"], &self.hook_env(), true)?;
+        self.call_hook(&["job-start"], &self.hook_env(), &Story::default(), true)?;
         vmids.sort_unstable();
         let mut outcomes = Vec::new();
         for vmid in vmids {
@@ -180,7 +182,10 @@ impl Job<'_> {
                 return Err(JobError::Interrupted);
             }
         }
-        self.call_hook(&["job-end"], &self.hook_env(), true)?;
+        let failed = outcomes.contains(&GuestOutcome::Failed);
+        let state = if failed { State::Failed } else { State::Done };
+        let told = Outcome { state, error: failed.then(|| JobError::Guests.to_string()), ..Outcome::default() };
+        self.call_hook(&["job-end"], &self.hook_env(), &told.into(), true)?;
         Ok(outcomes)
     }
 
@@ -193,9 +198,8 @@ impl Job<'_> {
         }
     }
 
-    fn call_hook(&self, args: &[&str], env: &HookEnv, interruptible: bool) -> Result<(), HookError> {
-        let Some(hook) = &self.hook else { return Ok(()) };
-        hook.run(args, env, interruptible.then_some(self.cancel), &mut |line| self.log.info(line))
+    fn call_hook(&self, args: &[&str], env: &HookEnv, story: &Story, interruptible: bool) -> Result<(), HookError> {
+        self.hooks.call(args, env, story, (self.cancel, interruptible), &mut |line| self.log.info(line))
     }
 
     fn check_interrupted(&self) -> Result<(), HookError> {
