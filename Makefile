@@ -38,7 +38,9 @@ fmt:
 # what they are. Put $(LIBDIR)/bin first in PATH to use them (`man` finds the pages beside it), or call `vzkeep vzdump ...`.
 install: all
 	install -D -m 755 target/release/vzkeep $(DESTDIR)$(PREFIX)/bin/vzkeep
-	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/man/man1 $(DESTDIR)$(LIBDIR)/completions
+	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/man/man1 $(DESTDIR)$(LIBDIR)/completions $(DESTDIR)$(LIBDIR)/hooks
+	install -m 755 hooks/*.pl hooks/*.sh hooks/*.py $(DESTDIR)$(LIBDIR)/hooks
+	install -m 644 hooks/README.md $(DESTDIR)$(LIBDIR)/hooks
 	for name in vzdump qmrestore; do \
 	    ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name && \
 	    target/release/vzkeep man $$name >$(DESTDIR)$(LIBDIR)/man/man1/$$name.1 && \
