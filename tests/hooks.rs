@@ -6,6 +6,7 @@ mod lab;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -256,8 +257,7 @@ fn the_shell_example_copies_and_verifies() -> Result<()> {
     settings(&copies, "fail")?;
     let (output, archive) = run("zstd")?;
     output.failed_with(&[
-        "INFO: copy-and-verify: ERROR: ",
-        "is no directory: is it mounted?",
+        &format!("INFO: copy-and-verify: ERROR: '{}' is no directory: is it mounted?", copies.display()),
         "failed: exit code 1",
     ])?;
     ensure!(!copies.exists() && archive.exists(), "the archive of a backup whose copy failed is kept");
@@ -277,6 +277,16 @@ fn the_shell_example_copies_and_verifies() -> Result<()> {
         ensure!(copied()? == [copy.clone()], "{:?}", copied()?);
         fs::remove_file(copy)?;
     }
+
+    // Half an archive is found out, whoever wrote it.
+    let damaged = node.path("/tmp/half.vma.zst");
+    let archive = node.archives("backup", 100)?.into_iter().find(|path| path.extension().is_some_and(|e| e == "zst"));
+    let whole = fs::read(archive.context("no archive")?)?;
+    fs::write(&damaged, &whole[..whole.len() / 2])?;
+    let called = Command::new(node.path(&script)).arg("backup-end").env_clear().env("TARGET", &damaged).output()?;
+    let said = String::from_utf8_lossy(&called.stderr).into_owned();
+    ensure!(called.status.code() == Some(1) && said.contains("is damaged, and so is"), "{said}");
+    ensure!(copied()?.is_empty(), "left: {:?}", copied()?);
 
     // No room: nothing that looks like an archive, and nothing of the attempt, is left.
     fs::write(node.path("/mnt/second/full"), vec![1; 5 << 20])?;

@@ -14,8 +14,8 @@ use crate::schema::{Kind, Opt, Properties, PropertyString, check_value};
 const LONGEST: i64 = 86_400;
 /// A file that is no configuration at all must not flood the log of a backup.
 const MOST_WARNINGS: usize = 20;
-/// How much of a bad line is shown, in characters.
-const SHOWN: usize = 80;
+/// How much of a bad line and of what is wrong with it is shown, in characters.
+const SHOWN: (usize, usize) = (80, 160);
 
 const fn seconds(phase: &'static str) -> Opt {
     Opt::new(phase, Integer { min: Some(0), max: Some(LONGEST) }, "Seconds a hook may take in this phase; 0: no limit.")
@@ -95,7 +95,7 @@ impl VzkeepConf {
                 }
                 Some(opt) => {
                     if let Err(reason) = conf.set(opt, value) {
-                        let (value, right) = (shortened(value), right(opt));
+                        let (value, reason, right) = (shortened(value), cut(&reason, SHOWN.1), right(opt));
                         warn(&mut conf.warnings, format!("ignoring {key}: '{value}': {reason}; {right}"));
                     }
                 }
@@ -139,7 +139,11 @@ fn right(opt: &Opt) -> &'static str {
 }
 
 fn shortened(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN).collect();
+    cut(text, SHOWN.0)
+}
+
+fn cut(text: &str, characters: usize) -> String {
+    let mut shown: String = text.chars().take(characters).collect();
     if shown.len() < text.len() {
         shown.push_str("...");
     }
@@ -209,6 +213,6 @@ mod tests {
         let conf = VzkeepConf::parse(&line.repeat((10 << 20) / line.len()));
         assert_eq!(conf.warnings.len(), MOST_WARNINGS + 1);
         assert!(conf.warnings.iter().all(|warning| warning.len() < 300));
-        assert!(VzkeepConf::parse(&"hook-json: 1 ".repeat(1 << 20)).warnings[0].len() < 300);
+        assert!(VzkeepConf::parse(&"hook-json: 1 ".repeat(1 << 20)).warnings[0].len() < 400);
     }
 }

@@ -62,11 +62,11 @@ pub enum UnlockError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// A file of the node cannot be read or written.
-    #[error("cannot {what} of VM {vmid}: {source}")]
+    #[error("VM {vmid}: cannot {what}: {source}")]
     Io {
         /// The guest.
         vmid: u32,
-        /// `read the config` ...
+        /// `read its config` ...
         what: &'static str,
         /// The cause.
         #[source]
@@ -88,7 +88,7 @@ struct Found {
 /// [`UnlockError`], with nothing changed unless it says so.
 pub fn unlock(host: &Host, vmid: u32, dry_run: bool, tell: &mut dyn FnMut(&str)) -> Result<(), UnlockError> {
     let io_error = |what| move |source| UnlockError::Io { vmid, what, source };
-    if conffile::read(host, vmid).map_err(io_error("read the config"))?.is_none() {
+    if conffile::read(host, vmid).map_err(io_error("read its config"))?.is_none() {
         elsewhere(host, vmid)?;
     }
     let Found { facts, orphan, _global } = look(host, vmid)?;
@@ -121,7 +121,7 @@ pub fn unlock(host: &Host, vmid: u32, dry_run: bool, tell: &mut dyn FnMut(&str))
     }
     // The killed run's record may have been worked off without the lock, or there was none.
     if let Some(lock) = &facts.lock
-        && conffile::remove_lock(host, vmid, lock).map_err(io_error("remove the lock"))?
+        && conffile::remove_lock(host, vmid, lock).map_err(io_error("remove its lock"))?
     {
         tell(&format!("removed lock '{lock}' of VM {vmid}"));
     }
@@ -172,7 +172,7 @@ fn look(host: &Host, vmid: u32) -> Result<Found, UnlockError> {
     let shown = |task: &Upid| format!("task {task} (process {})", task.pid);
     let runner = holder.or_else(|| tasks.iter().find(|task| task.is_alive() && !is_us(task)).map(shown));
     let qemu = qemu_state(host, vmid);
-    let io_error = |source| UnlockError::Io { vmid, what: "read the config", source };
+    let io_error = |source| UnlockError::Io { vmid, what: "read its config", source };
     // Last: whoever set the lock that is there now has been there all the time.
     let config = conffile::read(host, vmid).map_err(io_error)?;
     let facts = Facts {
