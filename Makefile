@@ -46,7 +46,9 @@ fmt:
 install: all
 	install -D -m 755 target/release/vzkeep $(DESTDIR)$(PREFIX)/bin/vzkeep
 	@scripts/install-docs target/release/vzkeep vzkeep '$(DESTDIR)$(MANDIR)' '$(DESTDIR)$(BASHDIR)' '$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)'
-	install -d $(DESTDIR)$(LIBDIR)/bin
+	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/hooks
+	install -m 755 hooks/*.pl hooks/*.sh hooks/*.py $(DESTDIR)$(LIBDIR)/hooks
+	install -m 644 hooks/README.md $(DESTDIR)$(LIBDIR)/hooks
 	for name in vzdump qmrestore; do \
 	    ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name && \
 	    scripts/install-docs target/release/vzkeep $$name '$(DESTDIR)$(LIBDIR)/man/man1' \

@@ -4,6 +4,7 @@ mod complete;
 mod guard;
 mod native;
 mod qmrestore;
+mod unlock;
 mod vzdump;
 
 use std::ffi::OsString;

@@ -9,8 +9,8 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::complete::{self, Candidates};
 use super::{FAILED, complain, say};
 use crate::host::Host;
-use crate::schema::Shell;
 use crate::schema::tables::{QMRESTORE, VZDUMP};
+use crate::schema::{Shell, Vmid};
 
 /// Backs up and restores virtual machines behind the command lines administrators already use.
 #[derive(Debug, Parser)]
@@ -40,6 +40,17 @@ enum Verb {
         /// The shell it is for
         #[arg(long, default_value = "bash")]
         shell: clap_complete::Shell,
+    },
+    /// Explain who holds a guest's lock, and remove it when they are gone
+    ///
+    /// Removes a 'lock: backup' whose owner is provably gone, and undoes what a killed run left of the guest. Refuses
+    /// with the reason otherwise (exit code 255).
+    Unlock {
+        /// The guest
+        vmid: Vmid,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Print the version
     Version,
@@ -94,6 +105,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
             }
         },
         Verb::Complete { source } => say(&complete::candidates(&Host::from_env(), source)),
+        Verb::Unlock { vmid, dry_run } => return super::unlock::run(vmid, dry_run),
         Verb::Version => say(&format!("vzkeep {}\n", env!("CARGO_PKG_VERSION"))),
     }
     ExitCode::SUCCESS

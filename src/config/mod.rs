@@ -13,6 +13,7 @@ mod sections;
 mod storage_cfg;
 mod user_cfg;
 mod vzdump_conf;
+mod vzkeep_conf;
 
 pub use blob::{MapLine, config_blob, map_lines};
 pub use cluster::{MEMBERS_PATH, Residence, Vmlist, cluster_name};
@@ -25,6 +26,7 @@ pub use sections::{CfgSection, Sections};
 pub use storage_cfg::{Storage, StorageCfg, StorageError};
 pub use user_cfg::{Pool, UserCfg};
 pub use vzdump_conf::VzdumpConf;
+pub use vzkeep_conf::VzkeepConf;
 
 #[cfg(test)]
 mod tests;

@@ -57,7 +57,7 @@ impl VzdumpConf {
 }
 
 /// `key: value`; the colon follows the key at once.
-fn key_value(line: &str) -> Option<(&str, &str)> {
+pub(super) fn key_value(line: &str) -> Option<(&str, &str)> {
     let (key, value) = line.split_once(':')?;
     (!key.is_empty() && !key.contains(char::is_whitespace)).then(|| (key, value.trim_start()))
 }

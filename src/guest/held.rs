@@ -59,8 +59,7 @@ impl Held {
         let record = match Record::open(host, vmid, command)? {
             Opened::Fresh(record) => record,
             Opened::Orphaned(mut orphan) => {
-                let who =
-                    orphan.owner.as_ref().map_or("a run".into(), |o| format!("{} (process {})", o.command, o.pid));
+                let who = orphan.owner.as_ref().map_or("a run".into(), ToString::to_string);
                 told(&format!("{who} was killed while it worked on VM {vmid}; undoing what it left"));
                 let report = undo(host, &mut orphan);
                 report.done.iter().chain(&report.failed).for_each(|line| told(line));
@@ -122,13 +121,7 @@ impl Held {
     pub fn release(self) -> Report {
         let Self { host, record, guard, .. } = self;
         let mut report = match record.into_orphan() {
-            Ok(mut orphan) => {
-                let mut report = undo(&host, &mut orphan);
-                if report.failed.is_empty() {
-                    report.failed.extend(orphan.clear().err().map(|e| e.to_string()));
-                }
-                report
-            }
+            Ok(orphan) => undo_and_clear(&host, orphan),
             Err(e) => Report { done: Vec::new(), failed: vec![e.to_string()] },
         };
         if !report.failed.is_empty() {
@@ -146,19 +139,24 @@ impl Held {
 pub fn recover_all(host: &Host, told: &mut dyn FnMut(&str), failed: &mut dyn FnMut(&str)) {
     for vmid in recorded(host).unwrap_or_default() {
         // A guest that a living run or its guardian works on is not ours to touch.
-        let Ok(Some(mut orphan)) = Orphan::take(host, vmid, Duration::ZERO) else { continue };
+        let Ok(Some(orphan)) = Orphan::take(host, vmid, Duration::ZERO) else { continue };
         if orphan.owner.as_ref().is_some_and(|owner| owner.command != "vzdump") {
             continue;
         }
-        let report = undo(host, &mut orphan);
+        let report = undo_and_clear(host, orphan);
         report.done.iter().for_each(|line| told(&format!("undoing what a killed run left: {line}")));
         report.failed.iter().for_each(|line| failed(&format!("a killed run of VM {vmid}: {line}")));
-        if report.failed.is_empty()
-            && let Err(e) = orphan.clear()
-        {
-            failed(&e.to_string());
-        }
     }
+}
+
+/// Undoes what `orphan` records and removes it; what fails stays recorded. For a caller who knows that nobody else can
+/// have set the locks it names.
+pub fn undo_and_clear(host: &Host, mut orphan: Orphan) -> Report {
+    let mut report = undo(host, &mut orphan);
+    if report.failed.is_empty() {
+        report.failed.extend(orphan.clear().err().map(|e| e.to_string()));
+    }
+    report
 }
 
 /// Undoes what `orphan` records, by the node's own commands and the guest's monitor.

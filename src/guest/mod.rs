@@ -10,4 +10,5 @@ pub mod monitor;
 pub mod power;
 pub mod record;
 pub mod recover;
+pub mod unlock;
 pub mod vm;

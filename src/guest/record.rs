@@ -8,6 +8,7 @@ use crate::host::files::{self, sync_parent};
 use crate::host::{Host, procfs};
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -92,6 +93,13 @@ pub struct Owner {
     pub boot_id: String,
     /// `vzdump` or `qmrestore`.
     pub command: String,
+}
+
+/// `vzdump (process 4711)`
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {})", self.command, self.pid)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -358,6 +366,40 @@ impl Orphan {
     }
 }
 
+/// What somebody finds who only asks.
+#[derive(Debug)]
+pub enum Seen {
+    /// No run works on the guest, and none left anything.
+    Nothing,
+    /// This run works on it: `vzdump (process 4711)`.
+    Living(String),
+    /// This run was killed, and its guardian is undoing what it did.
+    Recovering(String),
+    /// A run was killed, and this is still to be undone.
+    Left(Orphan),
+}
+
+/// Who works on guest `vmid`, or did and was killed.
+///
+/// # Errors
+/// [`RecordError::Io`].
+pub fn look(host: &Host, vmid: u32) -> Result<Seen, RecordError> {
+    if !host.path(DIRECTORY).join(format!("{vmid}.lock")).exists() {
+        return Ok(Seen::Nothing);
+    }
+    match lock(host, vmid) {
+        Ok(held) => Ok(Orphan::read(held)?.map_or(Seen::Nothing, Seen::Left)),
+        // A run that has just locked the record writes who it is a moment later.
+        Err(RecordError::Busy { by, .. }) if owner_lives(host, vmid) || !has_record(host, vmid) => Ok(Seen::Living(by)),
+        Err(RecordError::Busy { by, .. }) => Ok(Seen::Recovering(by)),
+        Err(other) => Err(other),
+    }
+}
+
+fn has_record(host: &Host, vmid: u32) -> bool {
+    host.path(DIRECTORY).join(format!("{vmid}.json")).exists()
+}
+
 /// The guests that have a record on this node, living or orphaned.
 ///
 /// # Errors
@@ -408,7 +450,7 @@ fn lock(host: &Host, vmid: u32) -> Result<Held, RecordError> {
             let by = parse(&text)
                 .ok()
                 .and_then(|(owner, _)| owner)
-                .map_or_else(|| "another run".to_owned(), |owner| format!("{} (process {})", owner.command, owner.pid));
+                .map_or_else(|| "another run".to_owned(), |owner| owner.to_string());
             Err(RecordError::Busy { vmid, by })
         }
         Err(e) => Err(err("lock", &lock_path, e)),

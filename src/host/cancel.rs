@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A shared flag. Clones refer to the same flag; once set it stays set.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    wanted: Arc<AtomicBool>,
+    /// A signal that nobody has looked at yet.
+    signal: Arc<AtomicBool>,
+}
 
 impl Cancel {
     /// A flag that is not set.
@@ -15,12 +19,18 @@ impl Cancel {
 
     /// Asks everybody who holds a clone to stop.
     pub fn set(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.signal.store(true, Ordering::SeqCst);
+        self.wanted.store(true, Ordering::SeqCst);
     }
 
     /// Whether somebody asked to stop.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.wanted.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody asked to stop since this was last called: tells a second wish from the first.
+    pub fn take_signal(&self) -> bool {
+        self.signal.swap(false, Ordering::SeqCst)
     }
 
     /// Sets the flag when one of TERM, INT, HUP, QUIT arrives; until the process ends.
@@ -30,7 +40,9 @@ impl Cancel {
     pub fn on_signals(&self) -> std::io::Result<()> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
         for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
-            signal_hook::flag::register(signal, Arc::clone(&self.0))?;
+            // In this order: who sees the wish never takes the signal that brought it for a second one.
+            signal_hook::flag::register(signal, Arc::clone(&self.signal))?;
+            signal_hook::flag::register(signal, Arc::clone(&self.wanted))?;
         }
         Ok(())
     }

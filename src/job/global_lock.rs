@@ -13,8 +13,8 @@ use super::log::Kind;
 use super::upid::Upid;
 use crate::host::{Cancel, Host, files};
 
-const LOCK: &str = "/var/run/vzdump.lock";
-const PID_FILE: &str = "/var/run/vzdump.pid";
+pub(super) const LOCK: &str = "/var/run/vzdump.lock";
+pub(super) const PID_FILE: &str = "/var/run/vzdump.pid";
 /// How long a job may take to stop, as with the original.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 

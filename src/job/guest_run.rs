@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use super::Job;
 use super::cluster::{self, ClusterError};
 use super::copy::QMP_PATIENCE;
+use super::hooks::describe::{GuestFacts, Outcome, State, Story};
 use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
 use super::report::{GuestReport, GuestState};
+use super::unlock;
 use crate::config::{GuestConfig, Residence};
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
@@ -118,6 +120,9 @@ pub(super) struct GuestRun<'a> {
     /// Bytes of the archive, once it is complete.
     size: u64,
     env: HookEnv,
+    /// What hooks are told beside it.
+    story: Story,
+    begun: Instant,
 }
 
 /// Backs up guest `vmid`, which the cluster knows as `known`; everything is told to the log.
@@ -135,6 +140,8 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         name: None,
         size: 0,
         env: job.hook_env(),
+        story: Story::default(),
+        begun,
     };
     let result = run.check(known).and_then(|()| run.backup());
     let seconds = begun.elapsed().as_secs();
@@ -142,11 +149,15 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         Ok(()) => {
             job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({})", clock(seconds)));
             job.log.job_line(Kind::Info, &format!("Backup finished at {}", job.time()));
+            run.story.outcome.state = State::Done;
             GuestState::Done
         }
         Err(error) => {
             job.log.announce(Kind::Error, &format!("Backup of VM {vmid} failed - {error}"));
+            run.explain_lock(&error);
             job.log.job_line(Kind::Info, &format!("Failed at {}", job.time()));
+            // Whatever archive there was by then is one of a backup that failed.
+            run.story.outcome = Outcome { state: State::Failed, error: Some(error.to_string()), ..Outcome::default() };
             run.hook_or_warn("backup-abort");
             GuestState::Failed
         }
@@ -201,6 +212,16 @@ impl GuestRun<'_> {
         }
         self.after_unlock();
         result
+    }
+
+    /// Says so when the lock that was in the way is nobody's any more.
+    fn explain_lock(&self, error: &GuestError) {
+        let (job, vmid) = (self.job, self.vmid);
+        if matches!(error, GuestError::Held(HeldError::Locked(lock)) if lock == "backup")
+            && let Some(by) = unlock::left_behind(job.host, vmid.get())
+        {
+            job.log.info(&format!("the lock was left behind by {by}; 'vzkeep unlock {vmid}' removes it"));
+        }
     }
 
     /// A guest that its administrator paused stays paused, whatever the mode.
@@ -272,6 +293,8 @@ impl GuestRun<'_> {
         if !job.options.stdout {
             self.dress(&vm, held)?;
         }
+        let target = self.name.as_ref().map(|name| name.path(&job.destination.dump_dir));
+        self.story.outcome.size = target.and_then(|path| path.metadata().ok()).map(|archive| archive.len());
         self.hook("backup-end")?;
         Ok(())
     }
@@ -291,6 +314,13 @@ impl GuestRun<'_> {
         for volume in &vm.volumes {
             log.info(&volume.to_string());
         }
+        self.story.guest = Some(GuestFacts {
+            vmid: vm.vmid,
+            kind: GuestKind::Qemu.as_str(),
+            name: self.env.hostname.clone(),
+            running: self.running,
+            disks: vm.volumes.iter().map(Into::into).collect(),
+        });
         vm.find_disks(self.job.volumes)?;
         Ok(vm)
     }
@@ -363,6 +393,8 @@ impl GuestRun<'_> {
 
     fn call_hook(&self, phase: &str, interruptible: bool) -> Result<(), GuestError> {
         let args = [phase, self.mode.as_str(), &self.vmid.to_string()];
-        Ok(self.job.call_hook(&args, &self.env, interruptible)?)
+        let mut story = self.story.clone();
+        story.outcome.seconds = Some(self.begun.elapsed().as_secs_f64());
+        Ok(self.job.call_hook(&args, &self.env, &story, interruptible)?)
     }
 }

@@ -1,14 +1,21 @@
-//! Hook scripts: called at every phase of a job with arguments, an otherwise empty environment and an empty standard
-//! input; what they print becomes lines of the log as it comes, and their exit code decides.
+//! Hook scripts: called at every phase of a job with arguments and an otherwise empty environment; what they print becomes
+//! lines of the log as it comes, and their exit code decides. Here is one call of one program; which programs a job has, and
+//! what `/etc/vzkeep.conf` adds for them, is in [`set`], [`directory`] and [`describe`].
+
+pub mod describe;
+mod directory;
+pub mod set;
 
 use crate::host::{Cancel, Host};
-use nix::sys::signal::{Signal, kill};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{AccessFlags, Pid, access};
-use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 #[cfg(test)]
@@ -39,6 +46,24 @@ pub enum HookError {
         command: String,
         /// `exit code 1`
         why: String,
+    },
+    /// The directory of hooks cannot be read.
+    #[error("Error: The hook directory '{path}' (hooks-dir in /etc/vzkeep.conf) cannot be read: {source}")]
+    Directory {
+        /// Path of the node.
+        path: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The settings of hooks cannot be read.
+    #[error("cannot read '{path}': {source}")]
+    Settings {
+        /// The file.
+        path: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// The job was told to stop while the script ran.
     #[error("interrupted by signal")]
@@ -75,6 +100,29 @@ impl HookEnv {
         ];
         fixed.into_iter().chain(given.map(|(k, v)| (k, v.as_deref()))).filter_map(|(k, v)| Some((k, v?)))
     }
+
+    /// What scripts from before version 6.2 rely on.
+    fn legacy_pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let path = ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        std::iter::once(path).chain(self.target.as_deref().map(|target| ("TARFILE", target)))
+    }
+}
+
+/// What a hook is given beside its arguments.
+#[derive(Debug, Default)]
+struct Given<'a> {
+    env: Vec<(&'static str, &'a str)>,
+    /// Its standard input; nothing: an empty one.
+    input: Option<Vec<u8>>,
+}
+
+/// When a hook that has not ended is ended.
+#[derive(Debug, Clone, Copy)]
+struct Limits<'a> {
+    cancel: &'a Cancel,
+    /// A phase that cleans up goes on after a wish to stop; only a second one ends its hook.
+    clean_up: bool,
+    timeout: Option<Duration>,
 }
 
 /// A hook script that exists and may be run.
@@ -99,35 +147,38 @@ impl Hook {
     }
 
     /// Calls the script with `args` (`["backup-start", "snapshot", "100"]`) and waits for it. Each line of its standard
-    /// output and error goes to `line` as it comes. With `cancel`, a wish to stop ends the script; phases that clean up
-    /// after such a wish pass `None`.
+    /// output and error goes to `line` as it comes.
     ///
     /// # Errors
-    /// [`HookError::Failed`] unless it ends with exit code 0; [`HookError::Interrupted`].
-    pub fn run(
+    /// [`HookError::Failed`] unless it ends with exit code 0 in time; [`HookError::Interrupted`].
+    fn run(
         &self,
         args: &[&str],
-        env: &HookEnv,
-        cancel: Option<&Cancel>,
+        given: Given<'_>,
+        limits: Limits<'_>,
         line: &mut dyn FnMut(&str),
     ) -> Result<(), HookError> {
         let command = [&[self.shown.as_str()], args].concat().join(" ");
         let failed = |why: String| HookError::Failed { command: command.clone(), why };
-        let mut child = self.spawn(args, env).map_err(|e| failed(e.to_string()))?;
-        // A pipe that is closed at once: a script that reads finds the end, not our own standard input.
-        drop(child.stdin.take());
-        let (sender, lines) = channel();
-        let readers = [
+        let mut child = self.spawn(args, &given.env).map_err(|e| failed(e.to_string()))?;
+        let (sender, lines) = sync_channel(LINES_WAITING);
+        let threads = [
+            child.stdin.take().zip(given.input).map(|(stdin, input)| feed(stdin, input)),
             child.stdout.take().map(|out| forward(out, sender.clone())),
             child.stderr.take().map(|err| forward(err, sender)),
         ];
-        if let Some(e) = readers.into_iter().flatten().find_map(Result::err) {
-            let ended = end(&mut child).map(|_| ());
+        if let Some(e) = threads.into_iter().flatten().find_map(Result::err) {
+            let ended = end(&mut child, &lines, line).map(|_| ());
             return Err(failed(ended.err().unwrap_or(e).to_string()));
         }
-        let status = match wait(&mut child, &lines, cancel, line) {
-            Ok(Some(status)) => status,
-            Ok(None) => return Err(HookError::Interrupted),
+        let status = match wait(&mut child, &lines, limits, line) {
+            Ok(End::Exited(status)) => status,
+            Ok(End::Interrupted) => return Err(HookError::Interrupted),
+            Ok(End::Late(limit)) => {
+                let seconds = limit.as_secs();
+                return Err(failed(format!("not finished after {seconds} seconds (hook-timeout in /etc/vzkeep.conf)")));
+            }
+            Ok(End::SecondSignal) => return Err(failed("ended by a second signal".into())),
             Err(e) => return Err(failed(e.to_string())),
         };
         match (status.code(), status.signal()) {
@@ -138,9 +189,11 @@ impl Hook {
         }
     }
 
-    fn spawn(&self, args: &[&str], env: &HookEnv) -> io::Result<Child> {
+    fn spawn(&self, args: &[&str], env: &[(&str, &str)]) -> io::Result<Child> {
         let start = |mut command: Command| {
-            command.args(args).env_clear().envs(env.pairs()).current_dir("/");
+            command.args(args).env_clear().envs(env.iter().copied()).current_dir("/");
+            // A group of its own: it is ended with all it started, and Ctrl-C is for us, who decide what that means.
+            command.process_group(0);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
         };
         match start(Command::new(&self.file)) {
@@ -155,14 +208,29 @@ impl Hook {
     }
 }
 
-/// Waits for the script's end and passes its lines on; `None` when it was ended because of `cancel`.
+/// How a call ended.
+enum End {
+    Exited(ExitStatus),
+    /// We ended it because the job is to stop.
+    Interrupted,
+    /// We ended it because it took longer than this.
+    Late(Duration),
+    /// We ended it because it cleaned up for longer than somebody wanted to wait.
+    SecondSignal,
+}
+
+/// Waits for the script's end and passes its lines on.
 fn wait(
     child: &mut Child,
     lines: &Receiver<String>,
-    cancel: Option<&Cancel>,
+    limits: Limits<'_>,
     line: &mut dyn FnMut(&str),
-) -> io::Result<Option<ExitStatus>> {
+) -> io::Result<End> {
+    let begun = Instant::now();
     let mut ended: Option<(ExitStatus, Instant)> = None;
+    let mut asked_to_stop = limits.cancel.is_set();
+    // What arrived before the phase began is known already.
+    limits.cancel.take_signal();
     loop {
         let mut closed = false;
         match lines.recv_timeout(TICK) {
@@ -179,34 +247,77 @@ fn wait(
             None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
             Some((status, at)) if closed || at.elapsed() > DRAIN => {
                 lines.try_iter().take(MOST_LINES_LEFT).for_each(|text| line(&text));
-                return Ok(Some(status));
+                return Ok(End::Exited(status));
             }
             Some(_) => {}
         }
-        if ended.is_none() && cancel.is_some_and(Cancel::is_set) {
-            end(child)?;
-            return Ok(None);
+        if ended.is_some() {
+            continue;
+        }
+        let why = if !limits.clean_up && limits.cancel.is_set() {
+            Some(End::Interrupted)
+        } else if limits.clean_up && limits.cancel.take_signal() && std::mem::replace(&mut asked_to_stop, true) {
+            Some(End::SecondSignal)
+        } else {
+            limits.timeout.filter(|limit| begun.elapsed() >= *limit).map(End::Late)
+        };
+        if let Some(why) = why {
+            end(child, lines, line)?;
+            return Ok(why);
         }
     }
 }
 
-/// Ends a script: TERM, and KILL for one that does not listen.
-fn end(child: &mut Child) -> io::Result<ExitStatus> {
-    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-    kill(pid, Signal::SIGTERM)?;
-    let give_up = Instant::now() + TERM_GRACE;
+/// Ends a script and what it started: TERM to its process group, and KILL for those that do not listen.
+fn end(child: &mut Child, lines: &Receiver<String>, line: &mut dyn FnMut(&str)) -> io::Result<ExitStatus> {
+    let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    signal(group, Signal::SIGTERM)?;
+    let mut give_up = Instant::now() + TERM_GRACE;
+    let mut left = MOST_LINES_LEFT;
+    let mut gone = false;
     while Instant::now() < give_up {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
+        match lines.recv_timeout(TICK) {
+            Ok(text) if left > 0 => {
+                left -= 1;
+                line(&text);
+            }
+            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            // Nobody writes any more: all have ended, or have nothing left to say.
+            Err(RecvTimeoutError::Disconnected) if gone => break,
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
         }
-        std::thread::sleep(TICK);
+        if !gone && has_ended(group)? {
+            gone = true;
+            give_up = give_up.min(Instant::now() + DRAIN);
+        }
     }
-    child.kill()?;
+    // The script itself was not waited for yet, so that the group's number is still its own.
+    signal(group, Signal::SIGKILL)?;
     child.wait()
 }
 
+fn signal(group: Pid, signal: Signal) -> io::Result<()> {
+    match killpg(group, signal) {
+        Err(Errno::ESRCH) | Ok(()) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a child has ended; it can still be waited for.
+fn has_ended(child: Pid) -> io::Result<bool> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    Ok(!matches!(waitid(Id::Pid(child), flags)?, WaitStatus::StillAlive))
+}
+
+/// Writes a script's standard input, in a thread of its own: a script need not read it, and then nobody waits for it.
+fn feed(mut stdin: ChildStdin, input: Vec<u8>) -> io::Result<()> {
+    // A script that ends without reading all of it breaks the pipe, which is its right.
+    let write = move || stdin.write_all(&input).unwrap_or_default();
+    std::thread::Builder::new().name("hook input".into()).spawn(write).map(|_| ())
+}
+
 /// Reads lines until the end of `input`, in a thread of its own: a child of the script may keep it open for ever.
-fn forward(input: impl Read + Send + 'static, lines: Sender<String>) -> io::Result<()> {
+fn forward(input: impl Read + Send + 'static, lines: SyncSender<String>) -> io::Result<()> {
     let read = move || {
         let mut input = BufReader::new(input);
         let mut line = Vec::new();
@@ -221,6 +332,8 @@ fn forward(input: impl Read + Send + 'static, lines: Sender<String>) -> io::Resu
     std::thread::Builder::new().name("hook output".into()).spawn(read).map(|_| ())
 }
 
+/// How many lines wait for the log at most; a script that writes faster than that waits.
+const LINES_WAITING: usize = 1000;
 /// How many lines that are already here are still taken from a script that ended, when a child of its writes on and on.
 const MOST_LINES_LEFT: usize = 10_000;
 /// A longer line is cut into several, so that a script that never ends its line does not fill our memory.

@@ -17,6 +17,7 @@ mod report;
 pub mod selection;
 mod syslog;
 pub mod tasklog;
+pub mod unlock;
 pub mod upid;
 
 pub use destination::{Destination, DestinationError};
@@ -31,7 +32,9 @@ use crate::schema::{Compress, Vmid, VzdumpOptions};
 use crate::storage::Volumes;
 use cluster::ClusterError;
 use global_lock::{GlobalLock, GlobalLockError};
-use hooks::{Hook, HookEnv, HookError};
+use hooks::describe::{Outcome, State, Story};
+use hooks::set::Hooks;
+use hooks::{HookEnv, HookError};
 use log::{Kind, LogSink, LogText};
 use report::JobReport;
 use selection::Selection;
@@ -71,7 +74,7 @@ pub(crate) struct Job<'a> {
     options: &'a VzdumpOptions,
     volumes: &'a Volumes,
     destination: Destination,
-    hook: Option<Hook>,
+    hooks: Hooks,
     log: LogSink,
     cancel: &'a Cancel,
 }
@@ -111,19 +114,17 @@ fn work(
     }
     let volumes = Volumes::load(host)?;
     tell_bad_lines(&volumes.cfg().warnings, log);
-    let hook = options.script.as_deref().map(|script| Hook::new(host, script)).transpose()?;
-    if let Some(hook) = &hook {
-        // Before any lock, and before anybody looks at the storage: the hook may be what mounts it.
-        let env = HookEnv {
-            storeid: options.storage.clone(),
-            dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
-            ..HookEnv::default()
-        };
-        let lines = &mut report.before;
-        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.job_info(line, lines))?;
-    }
+    let hooks = Hooks::open(host, options, upid, &mut |line| log.warn(line))?;
+    // Before any lock, and before anybody looks at the storage: the hook may be what mounts it.
+    let env = HookEnv {
+        storeid: options.storage.clone(),
+        dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
+        ..HookEnv::default()
+    };
+    let lines = &mut report.before;
+    hooks.call(&["job-init"], &env, &Story::default(), (cancel, true), &mut |line| log.job_info(line, lines))?;
     let destination = Destination::open(host, options, &volumes)?;
-    let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
+    let job = Job { host, options, volumes: &volumes, destination, hooks, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
     let _lock = GlobalLock::take(host, upid, patience, cancel, &mut |kind, line| log.announce(kind, line))?;
     held::recover_all(host, &mut |line| log.info(line), &mut |line| log.warn(line));
@@ -141,7 +142,8 @@ fn work(
             if failed { Err(JobError::Guests) } else { Ok(()) }
         }
         Err(error) => {
-            if let Err(hook) = job.job_hook("job-abort", false, &mut report.after) {
+            let told = Outcome { state: State::Failed, error: Some(error.to_string()), ..Outcome::default() };
+            if let Err(hook) = job.job_hook("job-abort", &told.into(), false, &mut report.after) {
                 log.warn(&hook.to_string());
             }
             log.announce(Kind::Error, &format!("Backup job failed - {error}"));
@@ -177,14 +179,17 @@ impl Job<'_> {
         // vanishes is one whose backup was begun.
         let vmlist = cluster::vmlist(self.host)?;
         report.begin(vmids);
-        self.job_hook("job-start", true, &mut report.before)?;
+        self.job_hook("job-start", &Story::default(), true, &mut report.before)?;
         for vmid in vmids {
             report.guest_ended(guest_run::run(self, *vmid, vmlist.get(*vmid)));
             if self.cancel.is_set() {
                 return Err(JobError::Interrupted);
             }
         }
-        Ok(self.job_hook("job-end", true, &mut report.after)?)
+        let failed = !report.all_done();
+        let state = if failed { State::Failed } else { State::Done };
+        let told = Outcome { state, error: failed.then(|| JobError::Guests.to_string()), ..Outcome::default() };
+        Ok(self.job_hook("job-end", &told.into(), true, &mut report.after)?)
     }
 
     /// What every hook of this job sees.
@@ -196,16 +201,14 @@ impl Job<'_> {
         }
     }
 
-    /// Calls the hook for a phase of the whole job; `lines` learns what it says.
-    fn job_hook(&self, phase: &str, interruptible: bool, lines: &mut LogText) -> Result<(), HookError> {
-        let Some(hook) = &self.hook else { return Ok(()) };
-        let cancel = interruptible.then_some(self.cancel);
-        hook.run(&[phase], &self.hook_env(), cancel, &mut |line| self.log.job_info(line, lines))
+    /// Calls the hooks for a phase of the whole job; `lines` learns what they say.
+    fn job_hook(&self, phase: &str, story: &Story, interruptible: bool, lines: &mut LogText) -> Result<(), HookError> {
+        let told = &mut |line: &str| self.log.job_info(line, lines);
+        self.hooks.call(&[phase], &self.hook_env(), story, (self.cancel, interruptible), told)
     }
 
-    fn call_hook(&self, args: &[&str], env: &HookEnv, interruptible: bool) -> Result<(), HookError> {
-        let Some(hook) = &self.hook else { return Ok(()) };
-        hook.run(args, env, interruptible.then_some(self.cancel), &mut |line| self.log.info(line))
+    fn call_hook(&self, args: &[&str], env: &HookEnv, story: &Story, interruptible: bool) -> Result<(), HookError> {
+        self.hooks.call(args, env, story, (self.cancel, interruptible), &mut |line| self.log.info(line))
     }
 
     fn check_interrupted(&self) -> Result<(), HookError> {
