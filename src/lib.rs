@@ -19,6 +19,7 @@ pub mod job;
 pub mod nbd;
 pub mod qemu;
 pub mod restore;
+pub mod schedule;
 pub mod schema;
 pub mod storage;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The command lines: picks one by `argv[0]` or by the first word, parses, prints, returns the exit code.
 
 mod guard;
+mod jobs;
 mod native;
 mod qmrestore;
 mod vzdump;

@@ -48,6 +48,17 @@ pub fn run(args: &[OsString]) -> ExitCode {
 }
 
 fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
+    exit_code(task(host, request, &mut |_| ()).as_ref())
+}
+
+/// The exit code of a task, `None` for one that could not be started.
+pub(super) fn exit_code(outcome: Option<&Outcome>) -> ExitCode {
+    let good = matches!(outcome, Some(Outcome::Ok | Outcome::Warnings(_)));
+    ExitCode::from(if good { 0 } else { FAILED })
+}
+
+/// Runs `request` as a task of this node; `started` hears its name first. `None` when it could not be started.
+pub(super) fn task(host: &Host, request: &VzdumpRequest, started: &mut dyn FnMut(&str)) -> Option<Outcome> {
     let vmids = request.params().items(&tables::VZDUMP, "vmid");
     let id = if let [one] = vmids.as_slice() { one.as_str() } else { "" };
     let terminal = match (request.params().flag("stdout"), request.params().flag("quiet")) {
@@ -56,20 +67,21 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
         (false, false) => Terminal::Stdout,
     };
     let cancel = Cancel::new();
-    let started = cancel
+    let record = cancel
         .on_signals()
         .and_then(|()| Upid::for_us(host, "vzdump", id, USER))
         .and_then(|upid| Ok((upid.to_string(), LogSink::start(host, terminal, Some(upid))?)));
-    let (upid, log) = match started {
-        Ok(started) => started,
+    let (upid, log) = match record {
+        Ok(record) => record,
         Err(error) => {
             complain(&format!("cannot start the task: {error}\n"));
-            return ExitCode::from(FAILED);
+            return None;
         }
     };
+    started(&upid);
     let result = run_job(host, request, &upid, &log, &cancel);
-    let outcome = match &result {
-        Err(error) => Outcome::Error(error.clone()),
+    let outcome = match result {
+        Err(error) => Outcome::Error(error),
         Ok(()) if log.warnings() > 0 => Outcome::Warnings(log.warnings()),
         Ok(()) => Outcome::Ok,
     };
@@ -81,7 +93,7 @@ fn backup(host: &Host, request: &VzdumpRequest) -> ExitCode {
     if let Err(error) = log.finish(&outcome) {
         complain(&format!("the task's record is incomplete: {error}\n"));
     }
-    ExitCode::from(if result.is_ok() { 0 } else { FAILED })
+    Some(outcome)
 }
 
 fn run_job(host: &Host, request: &VzdumpRequest, upid: &str, log: &LogSink, cancel: &Cancel) -> Result<(), String> {
