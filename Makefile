@@ -38,6 +38,9 @@ fmt:
 # what they are. Put $(LIBDIR)/bin first in PATH to use them (`man` finds the pages beside it), or call `vzkeep vzdump ...`.
 install: all
 	install -D -m 755 target/release/vzkeep $(DESTDIR)$(PREFIX)/bin/vzkeep
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/bin/vzkeep|$(PREFIX)/bin/vzkeep|' debian/vzkeep-jobs.service \
+	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/vzkeep-jobs.service
 	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/man/man1 $(DESTDIR)$(LIBDIR)/completions
 	for name in vzdump qmrestore; do \
 	    ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name && \

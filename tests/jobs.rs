@@ -153,7 +153,8 @@ echo '{"id":"p","type":"vzdump","schedule":"daily","vmid":"102","storage":"backu
     let unknown = node.run("vzkeep", &["jobs", "run", "q", "--pvesh"])?;
     ensure!(unknown.code == 255 && unknown.stderr.contains("no such job"), "{unknown:?}");
     std::thread::sleep(Duration::from_millis(1100));
-    let input = json!([{"id": "s", "vmid": 102, "storage": "backup", "enabled": false, "schedule": "daily"}]).to_string();
+    let input =
+        json!([{"id": "s", "vmid": 102, "storage": "backup", "enabled": false, "schedule": "daily"}]).to_string();
     let (code, _, said) = piped(&node, &["run", "s", "-"], &input)?;
     ensure!(code == 0 && archives(&node)?.len() == 3, "{said}");
     // A job that fails says so, and its state, too.
@@ -171,9 +172,7 @@ fn daemon(node: &Node) -> Result<Running> {
 }
 
 fn missed(id: &str, vmid: u32, more: &str) -> String {
-    format!(
-        "vzdump: {id}\n\tschedule *-*-01 00:00\n\trepeat-missed 1\n\tvmid {vmid}\n\tstorage backup\n{more}\n"
-    )
+    format!("vzdump: {id}\n\tschedule *-*-01 00:00\n\trepeat-missed 1\n\tvmid {vmid}\n\tstorage backup\n{more}\n")
 }
 
 fn long_ago(schedule: &str) -> Value {
@@ -182,15 +181,20 @@ fn long_ago(schedule: &str) -> Value {
 
 #[test]
 fn the_daemon_makes_up_for_what_was_missed_and_for_nothing_else() -> Result<()> {
-    let jobs = missed("due", 102, "") + &missed("late", 102, "\trepeat-missed 0\n") + &missed("off", 102, "\tenabled 0\n");
+    let jobs =
+        missed("due", 102, "") + &missed("late", 102, "\trepeat-missed 0\n") + &missed("off", 102, "\tenabled 0\n");
     let jobs = jobs + &missed("there", 102, "\tnode pve2\n") + "vzdump: wrong\n\tschedule never\n\tvmid 102\n";
     let node = node(&jobs)?;
     for id in ["late", "off", "there", "former"] {
         put_state(&node, id, &long_ago("*-*-01 00:00"))?;
     }
     // This one ran when the machine lost power.
-    put_state(&node, "due", &json!({"state": "started", "upid": GONE.replace("6B02BAFB", "5F5E1000"),
-        "config": {"schedule": "*-*-01 00:00"}}))?;
+    put_state(
+        &node,
+        "due",
+        &json!({"state": "started", "upid": GONE.replace("6B02BAFB", "5F5E1000"),
+        "config": {"schedule": "*-*-01 00:00"}}),
+    )?;
     let mut running = daemon(&node)?;
     running.wait_for("job 'due' started", SOON)?;
     running.wait_for("job 'due' ended: OK", SOON)?;
@@ -217,7 +221,10 @@ fn the_daemon_makes_up_for_what_was_missed_and_for_nothing_else() -> Result<()> 
 /// A job whose hook waits for the file `/tmp/go`.
 fn slow() -> Result<Node> {
     let node = node(&missed("slow", 102, "\tscript /hook\n"))?;
-    let text = format!("[ $1 = backup-start ] || exit 0\nwhile [ ! -e {} ]; do sleep 0.1; done", node.path("/tmp/go").display());
+    let text = format!(
+        "[ $1 = backup-start ] || exit 0\nwhile [ ! -e {} ]; do sleep 0.1; done",
+        node.path("/tmp/go").display()
+    );
     std::fs::write(node.path("/hook"), format!("#!/bin/sh\nPATH=/bin:/usr/bin\n{text}\n"))?;
     std::fs::set_permissions(node.path("/hook"), PermissionsExt::from_mode(0o755))?;
     put_state(&node, "slow", &long_ago("*-*-01 00:00"))?;

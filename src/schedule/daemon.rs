@@ -17,8 +17,8 @@ use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::state::{JobState, JobStates};
-use super::{CalendarEvent, ClaimError, Source, cron_runs_its_own, other_scheduler};
+use super::state::{JobState, JobStates, StateError};
+use super::{CalendarError, CalendarEvent, ClaimError, Source, cron_runs_its_own, other_scheduler};
 use crate::config::{BackupJob, JobsCfg};
 use crate::host::{Host, files};
 
@@ -61,7 +61,7 @@ pub struct Daemon<'a> {
     /// The jobs as last read without a complaint.
     good: Option<JobsCfg>,
     children: Vec<(String, Child)>,
-    /// When we started each job last, should its state not be writable.
+    /// From when on each job's times count for us, should its state not be writable.
     runs: HashMap<String, i64>,
     /// Jobs whose missed times were decided on.
     seen: HashSet<String>,
@@ -139,6 +139,11 @@ impl<'a> Daemon<'a> {
         }
     }
 
+    /// What was read or written of a job's state, or a word about why not.
+    fn told<T>(&mut self, job: &BackupJob, result: Result<T, StateError>) -> Option<T> {
+        result.map_err(|error| self.tell(&format!("state {}", job.id()), &error.to_string())).ok()
+    }
+
     /// Looks at all jobs once.
     fn round(&mut self) {
         let Some(cfg) = self.load() else { return };
@@ -194,18 +199,27 @@ impl<'a> Daemon<'a> {
         }
         let now = self.host.now();
         let second = now.timestamp().as_second();
-        let state = self.states.follow(job, second).map_err(|e| e.to_string())?;
+        // A full disk must not keep backups from being made: what cannot be noted is kept in mind.
+        let state = self.states.follow(job, second);
+        let state = self.told(job, state).or_else(|| self.states.read(job.id()).ok().flatten()).unwrap_or_default();
         if self.seen.insert(job.id().to_owned()) && !job.repeats_missed() {
-            self.states.skip_missed(job.id(), second).map_err(|e| e.to_string())?;
-            return Ok(());
+            self.runs.insert(job.id().to_owned(), second);
+            let skipped = self.states.skip_missed(job.id(), second);
+            self.told(job, skipped);
         }
         if !job.is_enabled() {
             return Ok(());
         }
         let Some(schedule) = job.schedule() else { return Err("it has no schedule, so it never runs".into()) };
-        let event: CalendarEvent = schedule.parse().map_err(|e: super::CalendarError| e.to_string())?;
-        let ours = self.runs.get(job.id()).copied().filter(|run| *run <= second);
-        let last = state.last_run().max(ours).unwrap_or(second);
+        let event: CalendarEvent = schedule.parse().map_err(|e: CalendarError| e.to_string())?;
+        if state.last_run().is_none() {
+            self.runs.entry(job.id().to_owned()).or_insert(second);
+        }
+        if let Some(run) = self.runs.get_mut(job.id()) {
+            // The clock may have been put back.
+            *run = second.min(*run);
+        }
+        let last = state.last_run().max(self.runs.get(job.id()).copied()).unwrap_or(second);
         let next = Timestamp::from_second(last).ok().and_then(|last| event.next(last, now.time_zone()));
         if next.is_none_or(|next| next > now.timestamp()) || self.is_running(job.id(), &state) {
             return Ok(());
@@ -220,7 +234,8 @@ impl<'a> Daemon<'a> {
     fn start(&mut self, job: &BackupJob, second: i64) -> Result<(), String> {
         match self.states.claim(job.id(), second) {
             Err(ClaimError::Running { .. }) => return Ok(()),
-            claimed => claimed.map_err(|e| e.to_string())?,
+            Err(ClaimError::State(error)) => drop(self.told::<()>(job, Err(error))),
+            Ok(()) => {}
         }
         self.runs.insert(job.id().to_owned(), second);
         let child = self.spawn(job);
