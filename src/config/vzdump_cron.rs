@@ -63,12 +63,10 @@ fn job(line: &str) -> Result<BackupJob, String> {
     }
     let (call, enabled) = rest.strip_prefix('#').map_or((rest, true), |call| (call.trim_start(), false));
     let words = split_words(call);
-    let Some((program, words)) =
-        words.split_first().filter(|(program, _)| program.rsplit('/').next() == Some("vzdump"))
+    let Some((_, words)) = words.split_first().filter(|(program, _)| program.rsplit('/').next() == Some("vzdump"))
     else {
         return Err("it calls something else than vzdump".into());
     };
-    let _ = program;
     let params = parse(&VZDUMP, words).map_err(|e| e.to_string().lines().take(2).collect::<Vec<_>>().join(" "))?;
     let schedule = schedule([minute, hour, day, month, weekday])?;
     let mut properties = vec![("enabled".into(), u8::from(enabled).to_string()), ("schedule".into(), schedule)];

@@ -81,7 +81,7 @@ fn lines_of_the_old_cron_file() {
     let text = "# cluster wide vzdump cron schedule\n# Automatically generated file - do not edit\n\n\
         PATH=\"/usr/sbin:/usr/bin:/sbin:/bin\"\n\n\
         0 2 * * 6           root vzdump --all 1 --mode snapshot --quiet 1 --storage bk\n\
-        30 21 * * mon-fri   root /usr/bin/vzdump 100 101 --compress zstd --notes-template '{{guestname}} x'\r\n\
+        30 21 * * mon-fri   root /usr/bin/vzdump 100 101 --compress zstd --notes-template '{{guestname}} x' --storage bk\r\n\
         15 1 * * *          root #vzdump 102 --storage bk\n\
         */20 8-10,20 1 * *  root vzdump 103\n\
         0 0 1 * 1           root vzdump 103\n\
@@ -95,7 +95,7 @@ fn lines_of_the_old_cron_file() {
     assert!(schedules.iter().all(|schedule| schedule.parse::<crate::schedule::CalendarEvent>().is_ok()));
     let lines: Vec<_> = cron.jobs.iter().map(|job| job.request().unwrap().command_line()).collect();
     assert_eq!(lines[0], "vzdump --all 1 --mode snapshot --quiet 1 --storage bk");
-    assert_eq!(lines[1], "vzdump 100 101 --compress zstd --notes-template '{{guestname}} x' --quiet 1");
+    assert_eq!(lines[1], "vzdump 100 101 --compress zstd --notes-template '{{guestname}} x' --quiet 1 --storage bk");
     assert!(cron.jobs[1].is_enabled() && !cron.jobs[2].is_enabled());
     assert_eq!(cron.warnings.len(), 5, "{:?}", cron.warnings);
     // Names do not depend on what else stands in the file.
