@@ -27,7 +27,6 @@ pub fn other_scheduler(host: &Host) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
