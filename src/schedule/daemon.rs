@@ -22,7 +22,7 @@ use super::{CalendarError, CalendarEvent, ClaimError, Source, cron_runs_its_own,
 use crate::config::{BackupJob, JobsCfg};
 use crate::host::{Host, files};
 
-const LOCK: &str = "/run/vzkeep-jobs.lock";
+const LOCK: &str = "/run/vzkeep/jobs.lock";
 /// How often signals, children and the clock are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
