@@ -49,6 +49,9 @@ install: all
 	install -d $(DESTDIR)$(LIBDIR)/bin $(DESTDIR)$(LIBDIR)/hooks
 	install -m 755 hooks/*.pl hooks/*.sh hooks/*.py $(DESTDIR)$(LIBDIR)/hooks
 	install -m 644 hooks/README.md $(DESTDIR)$(LIBDIR)/hooks
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/bin/vzkeep|$(PREFIX)/bin/vzkeep|' debian/vzkeep-jobs.service \
+	    >$(DESTDIR)$(PREFIX)/lib/systemd/system/vzkeep-jobs.service
 	for name in vzdump qmrestore; do \
 	    ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/$$name && \
 	    scripts/install-docs target/release/vzkeep $$name '$(DESTDIR)$(LIBDIR)/man/man1' \

@@ -20,6 +20,7 @@ pub mod nbd;
 pub mod notify;
 pub mod qemu;
 pub mod restore;
+pub mod schedule;
 pub mod schema;
 pub mod storage;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod complete;
 mod guard;
+mod jobs;
 mod native;
 mod qmrestore;
 mod unlock;

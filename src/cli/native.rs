@@ -28,6 +28,8 @@ struct Native {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Backup jobs of jobs.cfg: list and show them, when they run next, run them
+    Jobs(super::jobs::Jobs),
     /// Print the man page of a program
     Man {
         /// The program
@@ -82,7 +84,9 @@ impl Program {
 
 /// Runs the verb that `args`, the words after the program's name, begin with.
 pub fn run(args: &[OsString]) -> ExitCode {
-    let words = std::iter::once(OsString::from("vzkeep")).chain(args.iter().cloned());
+    let is_jobs = args.first().is_some_and(|verb| verb == "jobs");
+    let words = args.iter().map(|word| if is_jobs && word == "-" { "--stdin".into() } else { word.clone() });
+    let words = std::iter::once(OsString::from("vzkeep")).chain(words);
     let native = match Native::try_parse_from(words) {
         Ok(native) => native,
         Err(error) => {
@@ -96,6 +100,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
         }
     };
     match native.verb {
+        Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {
             Some(script) => say(&script),

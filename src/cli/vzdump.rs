@@ -34,14 +34,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     if request.params().text("node").is_some_and(|node| node != host.node() && node != "localhost") {
         return ExitCode::SUCCESS;
     }
-    match select(&host, &request) {
-        Ok(Some(selection)) => backup(&host, &request, &selection),
-        Ok(None) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format!("{error}\n"));
-            ExitCode::from(FAILED)
-        }
-    }
+    exit_code(&task(&host, &request, &mut |_| ()))
 }
 
 /// The guests to back up, before there is a task: what fails here leaves no trace but its words. Also stops the running job if
@@ -65,7 +58,28 @@ fn select(host: &Host, request: &VzdumpRequest) -> Result<Option<Selection>, Str
     Ok(Some(selection))
 }
 
-fn backup(host: &Host, request: &VzdumpRequest, selection: &Selection) -> ExitCode {
+/// The exit code of what [`task`] returned; what kept a task from starting is said here.
+pub(super) fn exit_code(ended: &Result<Option<Outcome>, String>) -> ExitCode {
+    match ended {
+        Ok(None | Some(Outcome::Ok | Outcome::Warnings(_))) => ExitCode::SUCCESS,
+        Ok(Some(Outcome::Error(_))) => ExitCode::from(FAILED),
+        Err(error) => {
+            complain(&format!("{error}\n"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Runs `request` as a task of this node; `started` hears its name first. `None` when there is nothing to do here.
+///
+/// # Errors
+/// Why no task was started.
+pub(super) fn task(
+    host: &Host,
+    request: &VzdumpRequest,
+    started: &mut dyn FnMut(&str),
+) -> Result<Option<Outcome>, String> {
+    let Some(selection) = select(host, request)? else { return Ok(None) };
     let id = selection.task_id().map(|vmid| vmid.to_string()).unwrap_or_default();
     let terminal = match (request.params().flag("stdout"), request.params().flag("quiet")) {
         (_, true) => Terminal::Quiet,
@@ -73,20 +87,15 @@ fn backup(host: &Host, request: &VzdumpRequest, selection: &Selection) -> ExitCo
         (false, false) => Terminal::Stdout,
     };
     let cancel = Cancel::new();
-    let started = cancel
+    let record = cancel
         .on_signals()
         .and_then(|()| Upid::for_us(host, "vzdump", &id, USER))
         .and_then(|upid| Ok((upid.to_string(), LogSink::start(host, terminal, Some(upid))?)));
-    let (upid, log) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            complain(&format!("cannot start the task: {error}\n"));
-            return ExitCode::from(FAILED);
-        }
-    };
-    let result = run_job(host, request, selection, &upid, &log, &cancel);
-    let outcome = match &result {
-        Err(error) => Outcome::Error(error.clone()),
+    let (upid, log) = record.map_err(|error| format!("cannot start the task: {error}"))?;
+    started(&upid);
+    let result = run_job(host, request, &selection, &upid, &log, &cancel);
+    let outcome = match result {
+        Err(error) => Outcome::Error(error),
         Ok(()) if log.warnings() > 0 => Outcome::Warnings(log.warnings()),
         Ok(()) => Outcome::Ok,
     };
@@ -99,7 +108,7 @@ fn backup(host: &Host, request: &VzdumpRequest, selection: &Selection) -> ExitCo
     if let Err(error) = log.finish(&outcome) {
         complain(&format!("the task's record is incomplete: {error}\n"));
     }
-    ExitCode::from(if result.is_ok() { 0 } else { FAILED })
+    Ok(Some(outcome))
 }
 
 fn run_job(

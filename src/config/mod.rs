@@ -8,11 +8,13 @@ mod datacenter;
 mod disks;
 mod guest;
 mod ha;
+mod jobs_cfg;
 mod rewrite;
 mod sections;
 mod storage_cfg;
 mod user_cfg;
 mod vzdump_conf;
+mod vzdump_cron;
 mod vzkeep_conf;
 
 pub use blob::{MapLine, config_blob, map_lines};
@@ -21,11 +23,13 @@ pub use datacenter::{DatacenterCfg, bandwidth_limit};
 pub use disks::{BackupVolume, Disk, archive_order, backup_volumes, disks};
 pub use guest::{Agent, GuestConfig, Section};
 pub use ha::HaResources;
+pub use jobs_cfg::{BackupJob, JobsCfg, JobsJsonError};
 pub use rewrite::{Fresh, Rewrite, rewrite_for_restore};
 pub use sections::{CfgSection, Sections};
 pub use storage_cfg::{Storage, StorageCfg, StorageError};
 pub use user_cfg::{Pool, UserCfg};
 pub use vzdump_conf::VzdumpConf;
+pub use vzdump_cron::VzdumpCron;
 pub use vzkeep_conf::VzkeepConf;
 
 #[cfg(test)]

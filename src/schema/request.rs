@@ -68,7 +68,7 @@ impl VzdumpRequest {
         }
         for (name, values) in self.params.iter() {
             match name {
-                "vmid" | "stdout" => {}
+                "vmid" | "stdout" | "job-id" => {}
                 "exclude-path" => {
                     values.iter().for_each(|path| line += &format!(" --{name} {}", shell_quote(path)));
                 }

@@ -1,0 +1,301 @@
+//! `/etc/pve/jobs.cfg`: sections `vzdump: id` with indented properties; and the same jobs as the node's interface prints them
+//! (`pvesh get /cluster/backup --output-format json`). Properties that are not known here are kept, jobs of other kinds are
+//! named and left alone.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use crate::schema::tables::VZDUMP;
+use crate::schema::words::split_list;
+use crate::schema::{Kind, UsageError, VzdumpRequest, parse_bool};
+
+/// A backup job: its name and its properties as the file has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupJob {
+    id: String,
+    properties: Vec<(String, String)>,
+}
+
+/// All jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobsCfg {
+    /// Backup jobs in the order of the file.
+    pub jobs: Vec<BackupJob>,
+    /// Kind and name of each other job (`realm-sync`).
+    pub others: Vec<(String, String)>,
+    /// What could not be read, one message each.
+    pub warnings: Vec<String>,
+}
+
+/// A text is not what the node's interface prints about jobs.
+#[derive(Debug, thiserror::Error)]
+pub enum JobsJsonError {
+    /// It is no JSON.
+    #[error("the jobs are no valid JSON: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// It is some other JSON.
+    #[error(
+        "the jobs are not of the form 'pvesh get /cluster/backup --output-format json' prints: expected a list of objects \
+         or one object with an 'id'"
+    )]
+    Form,
+}
+
+impl JobsCfg {
+    /// Where the file lies.
+    pub const PATH: &'static str = "/etc/pve/jobs.cfg";
+
+    /// Reads the text of the file; an absent file is an empty one.
+    pub fn parse(text: &str) -> Self {
+        let mut cfg = Self::default();
+        let mut known = HashSet::new();
+        let mut open = Open::Nothing;
+        for (number, line) in text.lines().enumerate() {
+            let number = number + 1;
+            let trimmed = line.trim();
+            if trimmed.is_empty() {
+                open = Open::Nothing;
+            } else if trimmed.starts_with('#') {
+            } else if !line.starts_with([' ', '\t']) {
+                let header = trimmed.split_once(':').map(|(kind, id)| (kind.trim_end(), id.trim()));
+                let word = |word: &str| !word.is_empty() && !word.contains(char::is_whitespace);
+                open = match header.filter(|(kind, id)| word(kind) && word(id)) {
+                    Some(("vzdump", id)) if Self::is_valid_id(id) && known.insert(id) => {
+                        cfg.jobs.push(BackupJob { id: id.into(), properties: Vec::new() });
+                        Open::Job
+                    }
+                    Some(("vzdump", id)) => {
+                        let why = if Self::is_valid_id(id) { "defined twice" } else { "not a valid name" };
+                        cfg.warnings.push(format!("line {number}: job '{}' is ignored: {why}", short(id)));
+                        Open::Skipped
+                    }
+                    Some((kind, id)) => {
+                        cfg.others.push((kind.into(), id.into()));
+                        Open::Skipped
+                    }
+                    None => {
+                        cfg.warnings.push(format!("line {number} is ignored: '{}'", short(trimmed)));
+                        Open::Skipped
+                    }
+                };
+            } else {
+                match (&open, cfg.jobs.last_mut()) {
+                    (Open::Job, Some(job)) => {
+                        let (key, value) = trimmed.split_once(char::is_whitespace).unwrap_or((trimmed, ""));
+                        job.properties.push((key.to_owned(), value.trim().to_owned()));
+                    }
+                    (Open::Skipped, _) => {}
+                    _ => cfg.warnings.push(format!("line {number} is ignored: '{}'", short(trimmed))),
+                }
+            }
+        }
+        cfg
+    }
+
+    /// Reads jobs as the node's interface prints them: a list, one job, or an object of jobs by name.
+    ///
+    /// # Errors
+    /// [`JobsJsonError`].
+    pub fn from_json(text: &str) -> Result<Self, JobsJsonError> {
+        let entries: Vec<(Option<String>, Map<String, Value>)> = match serde_json::from_str(text)? {
+            Value::Array(list) => list
+                .into_iter()
+                .map(|entry| if let Value::Object(job) = entry { Ok((None, job)) } else { Err(JobsJsonError::Form) })
+                .collect::<Result<_, _>>()?,
+            Value::Object(job) if job.contains_key("id") => vec![(None, job)],
+            Value::Object(jobs) => jobs
+                .into_iter()
+                .map(
+                    |(id, job)| {
+                        if let Value::Object(job) = job { Ok((Some(id), job)) } else { Err(JobsJsonError::Form) }
+                    },
+                )
+                .collect::<Result<_, _>>()?,
+            _ => return Err(JobsJsonError::Form),
+        };
+        let mut cfg = Self::default();
+        let mut known = HashSet::new();
+        for (name, job) in entries {
+            let id = name.or_else(|| job.get("id").map(text_of)).ok_or(JobsJsonError::Form)?;
+            let kind = job.get("type").map_or_else(|| "vzdump".to_owned(), text_of);
+            if kind != "vzdump" {
+                cfg.others.push((kind, id));
+            } else if !Self::is_valid_id(&id) || !known.insert(id.clone()) {
+                let why = if Self::is_valid_id(&id) { "defined twice" } else { "not a valid name" };
+                cfg.warnings.push(format!("job '{}' is ignored: {why}", short(&id)));
+            } else {
+                let properties = job.iter().filter(|(key, _)| !matches!(key.as_str(), "id" | "type"));
+                cfg.jobs.push(BackupJob { id, properties: properties.flat_map(|(k, v)| property(k, v)).collect() });
+            }
+        }
+        Ok(cfg)
+    }
+
+    /// Whether `id` may name a job, which becomes part of a file's name.
+    pub fn is_valid_id(id: &str) -> bool {
+        let inner = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+        id.len() <= 128 && id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(inner)
+    }
+
+    /// The job named `id`.
+    pub fn get(&self, id: &str) -> Option<&BackupJob> {
+        self.jobs.iter().find(|job| job.id == id)
+    }
+}
+
+/// What indented lines belong to.
+enum Open {
+    Nothing,
+    Job,
+    Skipped,
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// One property of a job in JSON as the file would have it.
+fn property(key: &str, value: &Value) -> Vec<(String, String)> {
+    match value {
+        Value::Null => Vec::new(),
+        Value::Array(values) if key == "exclude-path" => {
+            values.iter().map(|value| (key.to_owned(), text_of(value))).collect()
+        }
+        value => vec![(key.to_owned(), text_of(value))],
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Bool(flag) => u8::from(*flag).to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(","),
+        Value::Object(pairs) => {
+            let mut pairs: Vec<_> = pairs.iter().map(|(key, value)| format!("{key}={}", text_of(value))).collect();
+            pairs.sort();
+            pairs.join(",")
+        }
+    }
+}
+
+impl BackupJob {
+    /// A job that stands nowhere yet.
+    pub fn new(id: &str, properties: Vec<(String, String)>) -> Self {
+        Self { id: id.to_owned(), properties }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The value of a property; of several the last.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.properties.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    /// All properties in the order of the file.
+    pub fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.properties.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    fn flag(&self, key: &str, default: bool) -> bool {
+        self.get(key).map_or(default, |value| value.is_empty() || parse_bool(value) == Some(true))
+    }
+
+    /// Whether the scheduler runs it.
+    pub fn is_enabled(&self) -> bool {
+        self.flag("enabled", true)
+    }
+
+    /// Whether a run that was missed is made up for as soon as possible.
+    pub fn repeats_missed(&self) -> bool {
+        self.flag("repeat-missed", false)
+    }
+
+    /// The only node it runs on; without one every node backs up its own guests.
+    pub fn node(&self) -> Option<&str> {
+        self.get("node").filter(|node| !node.is_empty())
+    }
+
+    /// When it runs: `schedule`, or what older jobs have in its place, `dow` and `starttime`.
+    pub fn schedule(&self) -> Option<String> {
+        if let Some(schedule) = self.get("schedule").filter(|schedule| !schedule.is_empty()) {
+            return Some(schedule.to_owned());
+        }
+        let start = self.get("starttime")?;
+        Some(self.get("dow").map_or_else(|| start.to_owned(), |dow| format!("{} {start}", split_list(dow).join(","))))
+    }
+
+    /// Its comment, where the file has `%` and two hexadecimal digits for bytes that would not fit on a line.
+    pub fn comment(&self) -> Option<String> {
+        self.get("comment").map(decode)
+    }
+
+    /// The same job as JSON, for [`JobsCfg::from_json`].
+    pub fn to_json(&self) -> Value {
+        let mut job = Map::new();
+        job.insert("id".into(), self.id.clone().into());
+        for (key, value) in self.properties() {
+            match job.get_mut(key) {
+                Some(Value::Array(values)) => values.push(value.into()),
+                Some(first) if key == "exclude-path" => *first = Value::Array(vec![first.take(), value.into()]),
+                _ => drop(job.insert(key.into(), value.into())),
+            }
+        }
+        Value::Object(job)
+    }
+
+    /// The arguments of the `vzdump` it means: its properties that are options of that, quiet, under its name. As with the
+    /// node's scheduler, a property that is no option changes nothing.
+    pub fn words(&self) -> Vec<String> {
+        let mut words: Vec<String> = self.get("vmid").map(split_list).unwrap_or_default();
+        let ours = |key: &str| matches!(key, "vmid" | "quiet" | "job-id" | "stdout" | "stop");
+        for (i, (key, value)) in self.properties().enumerate() {
+            let Some(opt) = VZDUMP.option(key).filter(|_| !ours(key)) else { continue };
+            let is_array = matches!(opt.kind, Kind::Array);
+            let again = !is_array && self.properties[i + 1..].iter().any(|(later, _)| later == key);
+            if !value.is_empty() && !again {
+                words.push(format!("--{key}={value}"));
+            }
+        }
+        words.extend(["--quiet=1".to_owned(), format!("--job-id={}", self.id)]);
+        words
+    }
+
+    /// The checked request for a backup.
+    ///
+    /// # Errors
+    /// When a property is wrong or the guests are missing.
+    pub fn request(&self) -> Result<VzdumpRequest, UsageError> {
+        VzdumpRequest::parse(&self.words())
+    }
+}
+
+/// Undoes percent-encoding; what is none, or makes no UTF-8, stays as it is.
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let code = text.get(i + 1..i + 3).filter(|code| code.bytes().all(|c| c.is_ascii_hexdigit()));
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()).filter(|_| bytes[i] == b'%') {
+            Some(byte) => {
+                decoded.push(byte);
+                i += 3;
+            }
+            None => {
+                decoded.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).unwrap_or_else(|_| text.to_owned())
+}
+
+#[cfg(test)]
+#[path = "jobs_cfg/tests.rs"]
+mod tests;
