@@ -10,6 +10,7 @@ mod global_lock;
 mod guest_run;
 pub mod hooks;
 pub mod log;
+mod pbs;
 mod progress;
 pub mod tasklog;
 pub mod upid;
@@ -100,9 +101,16 @@ pub fn run(host: &Host, options: &VzdumpOptions, upid: &str, log: &LogSink, canc
             dumpdir: options.dumpdir.as_ref().map(|dir| dir.display().to_string()),
             ..HookEnv::default()
         };
-        hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line))?;
+        let ended = hook.run(&["job-init"], &env, Some(cancel), &mut |line| log.info(line));
+        if cancel.is_set() {
+            return Err(JobError::Interrupted);
+        }
+        ended?;
     }
     let destination = Destination::open(host, options, &volumes)?;
+    if options.stdout && destination.pbs.is_some() {
+        return Err(JobError::Unsupported("unable to pipe backup to stdout"));
+    }
     let job = Job { host, options, volumes: &volumes, destination, hook, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
     let _lock = GlobalLock::take(host, upid, patience, cancel, || {
@@ -188,14 +196,20 @@ impl Job<'_> {
     fn hook_env(&self) -> HookEnv {
         HookEnv {
             storeid: self.destination.storage_id().map(str::to_owned),
-            dumpdir: Some(self.destination.dump_dir.display().to_string()),
+            dumpdir: self.destination.pbs.is_none().then(|| self.destination.dump_dir.display().to_string()),
             ..HookEnv::default()
         }
     }
 
     fn call_hook(&self, args: &[&str], env: &HookEnv, interruptible: bool) -> Result<(), HookError> {
         let Some(hook) = &self.hook else { return Ok(()) };
-        hook.run(args, env, interruptible.then_some(self.cancel), &mut |line| self.log.info(line))
+        let ended = hook.run(args, env, interruptible.then_some(self.cancel), &mut |line| self.log.info(line));
+        // Ctrl-C reaches the script as well as us: what it made of it is not the reason why the job ends. And a script that
+        // ended before we looked must not make us forget the wish.
+        if interruptible {
+            self.check_interrupted()?
+        }
+        ended
     }
 
     fn check_interrupted(&self) -> Result<(), HookError> {
