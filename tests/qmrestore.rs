@@ -66,6 +66,7 @@ impl Node {
             uuid: [7; 16],
             ctime: 1_795_339_534,
             bwlimit: None,
+            max_workers: 16,
             memory: DEFAULT_MEMORY,
             host: Host::with_root(node.dir.path().into()),
         };

@@ -3,7 +3,7 @@
 use super::{FAILED, complain, say, words};
 use crate::archive::Source;
 use crate::config::{DatacenterCfg, Fresh, StorageCfg, bandwidth_limit};
-use crate::guest::actions::{Monitor, NodeActions, output};
+use crate::guest::actions::{LEAVING, Monitor, NodeActions, output};
 use crate::guest::guard::Guard;
 use crate::guest::monitor::QemuMonitor;
 use crate::guest::record::{Opened, Orphan, Record};
@@ -91,7 +91,7 @@ impl<'a> Restore<'a> {
         };
         Ok(Self {
             host,
-            actions: NodeActions { host, monitor },
+            actions: NodeActions { host, monitor, leaving: LEAVING },
             storages: StorageCfg::parse(&storages),
             datacenter,
             options,

@@ -14,6 +14,13 @@ pub trait Monitor: Send + Sync {
     fn thaw(&self, vmid: u32) -> Step;
     /// As [`GuestActions::sweep`].
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step;
+    /// As [`GuestActions::cancel_backup`].
+    fn cancel_backup(&self, vmid: u32) -> Step;
+    /// Whether the guest has run since its QEMU was started.
+    ///
+    /// # Errors
+    /// When its monitor cannot be had.
+    fn has_run(&self, vmid: u32) -> Result<bool, String>;
 }
 
 /// [`GuestActions`] by `qm`, `pvesm` and a [`Monitor`].
@@ -22,6 +29,8 @@ pub struct NodeActions<'a> {
     pub host: &'a Host,
     /// The way into QEMU.
     pub monitor: &'a dyn Monitor,
+    /// How long a guest that was told to shut down may take to do so.
+    pub leaving: Duration,
 }
 
 impl NodeActions<'_> {
@@ -33,13 +42,13 @@ impl NodeActions<'_> {
 }
 
 /// How long a guest that was told to shut down may take to do so, when the run that told it is gone.
-const LEAVING: Duration = Duration::from_secs(180);
+pub const LEAVING: Duration = Duration::from_secs(180);
 
 impl NodeActions<'_> {
     /// Waits until the QEMU process `leaving` of a guest is gone. False when it stays: not every guest obeys.
     fn leaves(&self, vmid: u32, leaving: Option<u32>) -> bool {
         let power = Power::new(self.host, vmid);
-        let give_up = Instant::now() + LEAVING;
+        let give_up = Instant::now() + self.leaving;
         while power.pid().is_some() && power.pid() == leaving {
             if Instant::now() > give_up {
                 return false;
@@ -61,6 +70,10 @@ impl GuestActions for NodeActions<'_> {
 
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step {
         self.monitor.sweep(vmid, qmp)
+    }
+
+    fn cancel_backup(&self, vmid: u32) -> Step {
+        self.monitor.cancel_backup(vmid)
     }
 
     fn start(&self, vmid: u32, leaving: Option<u32>) -> Step {
@@ -86,6 +99,10 @@ impl GuestActions for NodeActions<'_> {
 
     fn stop(&self, vmid: u32) -> Step {
         if self.status(vmid)? != "running" {
+            return Ok(None);
+        }
+        // Somebody may have started the guest meanwhile, which lets the QEMU run that is there already.
+        if self.monitor.has_run(vmid)? {
             return Ok(None);
         }
         output(self.host, "qm", &["stop", &vmid.to_string(), "--skiplock"])?;

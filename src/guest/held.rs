@@ -1,7 +1,7 @@
 //! A guest held for one run: the record of what was done to it, the guardian beside us, the lock in its config. Whatever goes
 //! wrong is undone in one way, from the record, by us, by the guardian or by the next run.
 
-use super::actions::NodeActions;
+use super::actions::{LEAVING, NodeActions};
 use super::conffile;
 use super::guard::Guard;
 use super::monitor::QemuMonitor;
@@ -47,6 +47,8 @@ pub struct Held {
     vmid: u32,
     record: Record,
     guard: Guard,
+    /// How long a guest that was told to shut down is waited for before it is let go.
+    pub leaving: Duration,
 }
 
 impl Held {
@@ -61,7 +63,7 @@ impl Held {
             Opened::Orphaned(mut orphan) => {
                 let who = orphan.owner.as_ref().map_or("a run".into(), ToString::to_string);
                 told(&format!("{who} was killed while it worked on VM {vmid}; undoing what it left"));
-                let report = undo(host, &mut orphan);
+                let report = undo(host, &mut orphan, LEAVING);
                 report.done.iter().chain(&report.failed).for_each(|line| told(line));
                 orphan.into_record(command)?
             }
@@ -73,7 +75,7 @@ impl Held {
                 return Err(HeldError::Guard { vmid, source });
             }
         };
-        let mut held = Self { host: host.clone(), vmid, record, guard };
+        let mut held = Self { host: host.clone(), vmid, record, guard, leaving: LEAVING };
         match held.lock() {
             Ok(()) => Ok(held),
             Err(e) => {
@@ -119,9 +121,9 @@ impl Held {
 
     /// Undoes everything still noted, the lock last, and lets the guest go. What failed stays in the record for the next run.
     pub fn release(self) -> Report {
-        let Self { host, record, guard, .. } = self;
+        let Self { host, record, guard, leaving, .. } = self;
         let mut report = match record.into_orphan() {
-            Ok(orphan) => undo_and_clear(&host, orphan),
+            Ok(orphan) => undo_and_clear(&host, orphan, leaving),
             Err(e) => Report { done: Vec::new(), failed: vec![e.to_string()] },
         };
         if !report.failed.is_empty() {
@@ -143,16 +145,16 @@ pub fn recover_all(host: &Host, told: &mut dyn FnMut(&str), failed: &mut dyn FnM
         if orphan.owner.as_ref().is_some_and(|owner| owner.command != "vzdump") {
             continue;
         }
-        let report = undo_and_clear(host, orphan);
+        let report = undo_and_clear(host, orphan, LEAVING);
         report.done.iter().for_each(|line| told(&format!("undoing what a killed run left: {line}")));
         report.failed.iter().for_each(|line| failed(&format!("a killed run of VM {vmid}: {line}")));
     }
 }
 
 /// Undoes what `orphan` records and removes it; what fails stays recorded. For a caller who knows that nobody else can
-/// have set the locks it names.
-pub fn undo_and_clear(host: &Host, mut orphan: Orphan) -> Report {
-    let mut report = undo(host, &mut orphan);
+/// have set the locks it names. A guest that is shutting down is waited for as long as `leaving`.
+pub fn undo_and_clear(host: &Host, mut orphan: Orphan, leaving: Duration) -> Report {
+    let mut report = undo(host, &mut orphan, leaving);
     if report.failed.is_empty() {
         report.failed.extend(orphan.clear().err().map(|e| e.to_string()));
     }
@@ -160,7 +162,7 @@ pub fn undo_and_clear(host: &Host, mut orphan: Orphan) -> Report {
 }
 
 /// Undoes what `orphan` records, by the node's own commands and the guest's monitor.
-fn undo(host: &Host, orphan: &mut Orphan) -> Report {
+fn undo(host: &Host, orphan: &mut Orphan, leaving: Duration) -> Report {
     let monitor = QemuMonitor::new(host);
-    recover(host, orphan, &NodeActions { host, monitor: &monitor }, LockClaim::Certain)
+    recover(host, orphan, &NodeActions { host, monitor: &monitor, leaving }, LockClaim::Certain)
 }

@@ -7,6 +7,7 @@ pub mod fleecing;
 pub mod guard;
 pub mod held;
 pub mod monitor;
+pub mod pbs;
 pub mod power;
 pub mod record;
 pub mod recover;

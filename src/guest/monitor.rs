@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::actions::Monitor;
+use super::pbs;
 use super::recover::Step;
 use crate::host::Host;
 use crate::qemu::{Agent, FreezeStatus, QemuError, Qmp, sweep};
@@ -57,6 +58,20 @@ impl Monitor for QemuMonitor {
             agent.execute("guest-fsfreeze-thaw", json!({}), AGENT_PATIENCE)?;
             Ok(Some(format!("thawed the file systems of VM {vmid}")))
         }))
+    }
+
+    fn cancel_backup(&self, vmid: u32) -> Step {
+        let cancelled = pbs::cancel(&self.socket(vmid));
+        step(cancelled.map(|ran| ran.then(|| format!("cancelled the backup in the QEMU of VM {vmid}"))))
+    }
+
+    fn has_run(&self, vmid: u32) -> Result<bool, String> {
+        match pbs::never_ran(&self.socket(vmid)) {
+            Ok((never, _)) => Ok(!never),
+            // Nobody is there who could have.
+            Err(QemuError::NotRunning { .. }) => Ok(false),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step {

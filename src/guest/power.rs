@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::host::{Host, bridge};
+use crate::host::{Cancel, Host, bridge};
+
+/// How often a wait looks at the wish to stop.
+const TICK: Duration = Duration::from_millis(50);
 
 /// A change of the guest's power state failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,9 @@ pub enum PowerError {
         /// Exit code or I/O error, and what it printed last.
         reason: String,
     },
+    /// The job was told to stop meanwhile.
+    #[error("interrupted by signal")]
+    Interrupted,
     /// The bridge failed.
     #[error(transparent)]
     Bridge(#[from] bridge::BridgeError),
@@ -55,12 +61,40 @@ impl Power {
         words.windows(2).any(|pair| pair[0] == b"-pidfile" && pair[1].ends_with(name.as_bytes())).then_some(pid)
     }
 
-    /// Asks the guest to shut down and waits until it is off.
+    /// Asks the guest to shut down and waits until it is off, or `cancel` is set. What `qm` says goes to `line`, as with the
+    /// original.
     ///
     /// # Errors
-    /// When it is not off after `patience`; it may still be shutting down then.
-    pub fn shutdown(&self, patience: Duration) -> Result<(), PowerError> {
-        self.qm(&["shutdown", &self.id(), "--skiplock", "--keepActive", "--timeout", &patience.as_secs().to_string()])
+    /// When it is not off after `patience`; it may still be shutting down then. So it may after [`PowerError::Interrupted`].
+    pub fn shutdown(&self, patience: Duration, cancel: &Cancel, line: &mut dyn FnMut(&str)) -> Result<(), PowerError> {
+        let seconds = patience.as_secs().to_string();
+        let args = ["shutdown", &self.id(), "--skiplock", "--keepActive", "--timeout", &seconds];
+        let command = format!("qm {}", args.join(" "));
+        let failed = |reason: String| PowerError::Command { command: command.clone(), reason };
+        let io = |e: std::io::Error| failed(e.to_string());
+        let mut qm = self.host.command("qm");
+        qm.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = qm.spawn().map_err(io)?;
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(io)? {
+                break status;
+            }
+            if cancel.is_set() {
+                // It only waits; the guest keeps what it was told.
+                child.kill().and_then(|()| child.wait()).map_err(io)?;
+                return Err(PowerError::Interrupted);
+            }
+            std::thread::sleep(TICK);
+        };
+        let output = child.wait_with_output().map_err(io)?;
+        for said in [&output.stdout, &output.stderr] {
+            String::from_utf8_lossy(said).lines().for_each(&mut *line);
+        }
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(code) => Err(failed(format!("exit code {code}"))),
+            None => Err(failed(status.to_string())),
+        }
     }
 
     /// Starts the VM; it runs.
@@ -78,6 +112,14 @@ impl Power {
     pub fn start_paused(&self) -> Result<(), PowerError> {
         bridge::call(&self.host, "vm-start-paused", &json!({ "vmid": self.vmid }))?;
         Ok(())
+    }
+
+    /// Ends QEMU without asking the guest.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub fn stop(&self) -> Result<(), PowerError> {
+        self.qm(&["stop", &self.id(), "--skiplock"])
     }
 
     /// Pauses the running guest.

@@ -44,6 +44,8 @@ pub enum Intent {
     },
     /// We start the guest (it was stopped) and have to stop it again.
     Started,
+    /// A backup that the guest's QEMU sends to a server by itself.
+    QemuBackup,
     /// Nodes, exports and filters of ours in the guest's QEMU.
     Session {
         /// Monitor socket, as a path of the node.
@@ -76,7 +78,7 @@ pub enum Intent {
 impl Intent {
     /// Whether what it describes outlives a crash of the node; if not, the note need not either.
     pub fn outlives_boot(&self) -> bool {
-        !matches!(self, Self::Paused | Self::Frozen | Self::Session { .. } | Self::Started)
+        !matches!(self, Self::Paused | Self::Frozen | Self::Session { .. } | Self::QemuBackup | Self::Started)
     }
 }
 

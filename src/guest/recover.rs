@@ -24,10 +24,12 @@ pub trait GuestActions {
     fn thaw(&self, vmid: u32) -> Step;
     /// Takes everything of ours out of the guest's QEMU behind the monitor `qmp` (a path of the node).
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step;
+    /// Ends a backup that the guest's QEMU sends to a server.
+    fn cancel_backup(&self, vmid: u32) -> Step;
     /// Starts the guest if it does not run; lets it run on if it is paused. One that still runs in the QEMU process
     /// `leaving` was told to shut down a moment ago: it is waited for.
     fn start(&self, vmid: u32, leaving: Option<u32>) -> Step;
-    /// Stops the guest if it runs.
+    /// Stops the guest if its QEMU runs and it has not been let run since.
     fn stop(&self, vmid: u32) -> Step;
     /// Removes a volume; one that is gone already is fine.
     fn free(&self, volid: &str) -> Step;
@@ -93,6 +95,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::Paused => 0,
         // The session may hold the guest paused, and an agent in a paused guest cannot answer.
         Intent::Session { .. } => 1,
+        Intent::QemuBackup => 1,
         Intent::Frozen => 2,
         Intent::Started => 3,
         Intent::ShutDown { .. } => 4,
@@ -115,6 +118,7 @@ pub fn describe(intent: &Intent) -> String {
         Intent::Frozen => "frozen file systems of the guest".into(),
         Intent::ShutDown { .. } => "shut down guest".into(),
         Intent::Started => "started guest".into(),
+        Intent::QemuBackup => "backup that the guest's QEMU sends".into(),
         Intent::Session { qmp } => format!("backup session in the QEMU behind '{}'", qmp.display()),
         Intent::File { path, .. } => format!("file '{}'", path.display()),
         Intent::Dir { path } => format!("directory '{}'", path.display()),
@@ -126,6 +130,7 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
     match intent {
         Intent::Paused => actions.resume(vmid),
         Intent::Frozen => actions.thaw(vmid),
+        Intent::QemuBackup => actions.cancel_backup(vmid),
         Intent::Session { qmp } => actions.sweep(vmid, qmp),
         Intent::ShutDown { qemu } => actions.start(vmid, *qemu),
         Intent::Started => actions.stop(vmid),

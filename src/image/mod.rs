@@ -83,6 +83,10 @@ pub trait Image: Send + Sync {
     /// When the range is outside the image or any byte of it cannot be read.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ImageError>;
 
+    /// From now on at most `most` requests may be in flight to whatever is behind the image, however large the reads are. An
+    /// image that makes one request of each read has nothing to do.
+    fn limit_requests(&self, _most: usize) {}
+
     /// Hint: this range was read and will not be asked for again, so caches and fleecing space may be given back.
     fn release(&self, _range: Range<u64>) {}
 }

@@ -119,6 +119,10 @@ impl Image for NbdImage {
         self.client.read_at(buf, offset).map_err(|e| error(&self.name, "read", offset..end, e))
     }
 
+    fn limit_requests(&self, most: usize) {
+        self.client.limit_requests(most);
+    }
+
     fn release(&self, range: Range<u64>) {
         if self.discard_after_read && range.start < range.end {
             // A hint: space that is not given back now is given back when the fleecing image goes. A connection that

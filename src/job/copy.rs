@@ -185,7 +185,7 @@ impl GuestRun<'_> {
     }
 
     /// Freezes the guest's file systems through its agent, if it has one and may.
-    fn freeze(&self, vm: &Vm, held: &mut Held) -> Result<Option<FsFreeze>, GuestError> {
+    pub(super) fn freeze(&self, vm: &Vm, held: &mut Held) -> Result<Option<FsFreeze>, GuestError> {
         let (log, settings) = (&self.job.log, vm.config.agent());
         if !settings.enabled {
             log.info("skipping guest filesystem freeze - disabled in VM options");
@@ -269,7 +269,7 @@ impl GuestRun<'_> {
     }
 
     /// The instant is fixed: a guest that was stopped or suspended for it runs again.
-    fn go_on(&self, held: &mut Held, stopped_at: Instant) -> Result<(), GuestError> {
+    pub(super) fn go_on(&self, held: &mut Held, stopped_at: Instant) -> Result<(), GuestError> {
         if self.mode == Mode::Snapshot || self.paused {
             self.job.log.info("resuming VM again");
             return Ok(());
@@ -300,6 +300,7 @@ impl GuestRun<'_> {
             uuid: *uuid.as_bytes(),
             ctime: job.host.now().timestamp().as_second(),
             bwlimit: (job.options.bwlimit > 0).then_some(job.options.bwlimit * 1024),
+            max_workers: usize::try_from(job.options.performance.max_workers).unwrap_or(usize::MAX),
             memory: DEFAULT_MEMORY,
             host: job.host.clone(),
         };

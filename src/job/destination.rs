@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::config::{Storage, StorageError};
 use crate::host::Host;
 use crate::schema::{Keep, VzdumpOptions};
+use crate::storage::pbs::{self, PbsError, Repository};
 use crate::storage::{VolumeError, Volumes};
 
 /// A job's destination.
@@ -12,8 +13,10 @@ use crate::storage::{VolumeError, Volumes};
 pub struct Destination {
     /// The storage; none with `--dumpdir`.
     pub storage: Option<Storage>,
-    /// The directory of archives and logs.
+    /// The directory of archives and logs; empty for a backup server.
     pub dump_dir: PathBuf,
+    /// The backup server instead of a directory.
+    pub pbs: Option<Repository>,
 }
 
 /// There is no usable destination.
@@ -39,6 +42,15 @@ pub enum DestinationError {
         /// Why.
         #[source]
         source: StorageError,
+    },
+    /// The backup server cannot be used.
+    #[error("could not activate storage '{id}': {source}")]
+    Server {
+        /// Its name.
+        id: String,
+        /// Why.
+        #[source]
+        source: PbsError,
     },
     /// A storage that holds no files.
     #[error("could not get storage information for '{id}': can't use storage type '{kind}' for backup")]
@@ -80,7 +92,7 @@ impl Destination {
             if !dir.is_dir() {
                 return Err(DestinationError::DumpDir(dir));
             }
-            return Ok(Self { storage: None, dump_dir: dir });
+            return Ok(Self { storage: None, dump_dir: dir, pbs: None });
         }
         let id = options.storage.clone().unwrap_or_else(|| "local".into());
         let unusable = |source| DestinationError::Unusable { id: id.clone(), source };
@@ -88,6 +100,14 @@ impl Destination {
         let storage = volumes.storage(&id).map_err(unusable)?;
         storage.check_backup_content().map_err(|source| DestinationError::Content { id: id.clone(), source })?;
         storage.prune_backups().map_err(|reason| DestinationError::Retention { id: id.clone(), reason })?;
+        if storage.kind == "pbs" {
+            let server = |source| DestinationError::Server { id: id.clone(), source };
+            if !host.has_command(pbs::CLIENT) {
+                return Err(server(PbsError::NoClient));
+            }
+            let repository = Repository::open(host, storage).map_err(server)?;
+            return Ok(Self { storage: Some(storage.clone()), dump_dir: PathBuf::new(), pbs: Some(repository) });
+        }
         let kind = || DestinationError::Kind { id: id.clone(), kind: storage.kind.clone() };
         let dump_dir = host.path(storage.dump_dir().ok_or_else(kind)?);
         std::fs::create_dir_all(&dump_dir).map_err(|source| DestinationError::Directory {
@@ -95,7 +115,7 @@ impl Destination {
             dir: dump_dir.clone(),
             source,
         })?;
-        Ok(Self { storage: Some(storage.clone()), dump_dir })
+        Ok(Self { storage: Some(storage.clone()), dump_dir, pbs: None })
     }
 
     /// The storage's name, as hooks see it.

@@ -18,6 +18,7 @@ use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
 use crate::guest::held::{Held, HeldError};
 use crate::guest::monitor::qmp_socket;
+use crate::guest::pbs::QemuBackupError;
 use crate::guest::power::{Power, PowerError};
 use crate::guest::record::Intent;
 use crate::guest::vm::{Vm, VmError};
@@ -27,8 +28,12 @@ use crate::qemu::QemuError;
 use crate::qemu::Qmp;
 use crate::schema::size::clock;
 use crate::schema::{Mode, Vmid};
+use crate::storage::pbs::{PbsError, Snapshot};
 use crate::storage::{ArchiveName, GuestKind, VolumeError};
 use crate::transfer::{DraftError, TransferError};
+
+/// How long a guest that ignored its power button is watched at least, in case it obeys after all.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Why a guest was not backed up.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +82,7 @@ pub(super) enum GuestError {
     #[error(transparent)]
     Hook(#[from] HookError),
     #[error(transparent)]
-    Power(#[from] PowerError),
+    Power(PowerError),
     #[error(transparent)]
     Qemu(QemuError),
     #[error(transparent)]
@@ -86,13 +91,34 @@ pub(super) enum GuestError {
     Draft(#[from] DraftError),
     #[error("{0}")]
     Transfer(TransferError),
+    #[error(transparent)]
+    Pbs(#[from] PbsError),
+    #[error("{0}")]
+    QemuBackup(QemuBackupError),
+    #[error("{0} a Proxmox Backup Server yet: use a storage for archives")]
+    NotToServer(&'static str),
     #[error("{0}; {1}")]
     SnapshotBroke(TransferError, String),
+}
+
+impl From<PowerError> for GuestError {
+    fn from(error: PowerError) -> Self {
+        if matches!(error, PowerError::Interrupted) { Self::Interrupted } else { Self::Power(error) }
+    }
 }
 
 impl From<QemuError> for GuestError {
     fn from(error: QemuError) -> Self {
         if matches!(error, QemuError::Cancelled) { Self::Interrupted } else { Self::Qemu(error) }
+    }
+}
+
+impl From<QemuBackupError> for GuestError {
+    fn from(error: QemuBackupError) -> Self {
+        match error {
+            QemuBackupError::Qemu(error) => error.into(),
+            other => Self::QemuBackup(other),
+        }
     }
 }
 
@@ -119,6 +145,8 @@ pub(super) struct GuestRun<'a> {
     pub(super) name: Option<ArchiveName>,
     /// Bytes of the archive, once it is complete.
     size: u64,
+    /// The same on a backup server.
+    pub(super) snapshot: Option<Snapshot>,
     env: HookEnv,
     /// What hooks are told beside it.
     story: Story,
@@ -139,6 +167,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         qemu: None,
         name: None,
         size: 0,
+        snapshot: None,
         env: job.hook_env(),
         story: Story::default(),
         begun,
@@ -163,7 +192,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         }
     };
     let log = job.log.guest_text();
-    run.publish_log();
+    run.publish_log(state);
     run.hook_or_warn("log-end");
     let target = if job.options.stdout { Some("-".to_owned()) } else { run.env.target };
     GuestReport { vmid, state, name: run.env.hostname, seconds, size: run.size, target, log }
@@ -252,6 +281,7 @@ impl GuestRun<'_> {
             self.announce_mode();
             self.prepare(config)?
         };
+        self.check_server(&vm)?;
         self.hook("backup-start")?;
         let stopped_at = Instant::now();
         match self.mode {
@@ -272,7 +302,7 @@ impl GuestRun<'_> {
                 job.log.info("stopping virtual guest");
                 self.hook("pre-stop")?;
                 held.note(&self.shut_down())?;
-                self.power.shutdown(Duration::from_secs(60 * job.options.stopwait))?;
+                self.switch_off(held)?;
                 self.restart = true;
             }
             Mode::Suspend => {
@@ -284,6 +314,11 @@ impl GuestRun<'_> {
                 }
                 self.restart = true;
             }
+        }
+        if let Some(repository) = &job.destination.pbs {
+            self.send(repository, &vm, held, stopped_at)?;
+            self.dress_snapshot(repository, &vm)?;
+            return self.hook("backup-end");
         }
         self.archive(&vm, held, stopped_at)?;
         // Now: a hook may take it somewhere else.
@@ -297,6 +332,17 @@ impl GuestRun<'_> {
         self.story.outcome.size = target.and_then(|path| path.metadata().ok()).map(|archive| archive.len());
         self.hook("backup-end")?;
         Ok(())
+    }
+
+    /// Presses the power button. A guest that ignores it goes on running, and the backup has failed.
+    fn switch_off(&self, held: &mut Held) -> Result<(), GuestError> {
+        let patience = Duration::from_secs(60 * self.job.options.stopwait);
+        let off = self.power.shutdown(patience, self.job.cancel, &mut |line| self.job.log.info(line));
+        if matches!(off, Err(PowerError::Command { .. })) {
+            // It may still be about to end: then it has to be started again, but nobody waits longer than was asked for.
+            held.leaving = patience.clamp(LINGER, held.leaving.max(LINGER));
+        }
+        Ok(off?)
     }
 
     pub(super) fn shut_down(&self) -> Intent {
@@ -356,6 +402,13 @@ impl GuestRun<'_> {
     /// Fixes the names of archive and log; from now on hooks see them.
     fn name_archive(&mut self) {
         let (job, dir) = (self.job, &self.job.destination.dump_dir);
+        if job.destination.pbs.is_some() {
+            let snapshot = Snapshot { vmid: self.vmid.get(), time: job.host.now().timestamp().as_second() };
+            self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
+            self.env.target = Some(snapshot.to_string());
+            self.snapshot = Some(snapshot);
+            return;
+        }
         let extension = job.compression().suffix();
         let taken = |base: &str| {
             let dir = std::fs::read_dir(dir);
@@ -371,7 +424,10 @@ impl GuestRun<'_> {
         self.name = Some(name);
     }
 
-    fn publish_log(&self) {
+    fn publish_log(&self, state: GuestState) {
+        if let (Some(repository), Some(snapshot)) = (&self.job.destination.pbs, &self.snapshot) {
+            return self.upload_log(repository, snapshot, state);
+        }
         let log = self.name.as_ref().map(|name| name.log(&self.job.destination.dump_dir));
         if let Err(e) = self.job.log.close_guest(log.as_deref()) {
             let path = log.unwrap_or_default();

@@ -12,6 +12,7 @@ mod guest_run;
 pub mod hooks;
 pub mod log;
 mod notification;
+mod pbs;
 mod progress;
 mod report;
 pub mod selection;
@@ -51,6 +52,9 @@ pub enum JobError {
     /// Nobody can say what this node has.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// A backup server takes no pipe.
+    #[error("unable to pipe backup to stdout")]
+    NoPipe,
     /// `tmpdir` does not exist.
     #[error("tmpdir '{0}' does not exist")]
     TmpDir(std::path::PathBuf),
@@ -124,6 +128,9 @@ fn work(
     let lines = &mut report.before;
     hooks.call(&["job-init"], &env, &Story::default(), (cancel, true), &mut |line| log.job_info(line, lines))?;
     let destination = Destination::open(host, options, &volumes)?;
+    if options.stdout && destination.pbs.is_some() {
+        return Err(JobError::NoPipe);
+    }
     let job = Job { host, options, volumes: &volumes, destination, hooks, log: log.clone(), cancel };
     let patience = Duration::from_secs(60 * options.lockwait);
     let _lock = GlobalLock::take(host, upid, patience, cancel, &mut |kind, line| log.announce(kind, line))?;
@@ -196,7 +203,7 @@ impl Job<'_> {
     fn hook_env(&self) -> HookEnv {
         HookEnv {
             storeid: self.destination.storage_id().map(str::to_owned),
-            dumpdir: Some(self.destination.dump_dir.display().to_string()),
+            dumpdir: self.destination.pbs.is_none().then(|| self.destination.dump_dir.display().to_string()),
             ..HookEnv::default()
         }
     }

@@ -31,11 +31,17 @@ impl ProgressLines {
         (second >= self.last_second + PAUSE && changed).then(|| self.line(now, second))
     }
 
-    /// The lines at the end of a copy that succeeded: 100 %, how sparse it was, how long it took.
-    pub fn end(&mut self, now: &Progress) -> Vec<String> {
+    /// The last line, and how many seconds it all took.
+    pub fn last(&mut self, now: &Progress) -> (String, u64) {
         // The original looks once a second, so its shortest copy takes one.
         let seconds = self.start.elapsed().as_secs().max(1);
-        let mut lines = vec![self.line(now, seconds)];
+        (self.line(now, seconds), seconds)
+    }
+
+    /// The lines at the end of a copy that succeeded: 100 %, how sparse it was, how long it took.
+    pub fn end(&mut self, now: &Progress) -> Vec<String> {
+        let (line, seconds) = self.last(now);
+        let mut lines = vec![line];
         if now.zero > 0 {
             lines.push(sparse_line(now.zero, now.total));
         }

@@ -68,6 +68,7 @@ struct Open {
 #[derive(Debug)]
 pub struct Table {
     slots: [Option<Open>; SLOTS],
+    most: usize,
     serial: u64,
     structured: bool,
     contexts: Vec<u32>,
@@ -77,11 +78,19 @@ impl Table {
     /// No request open. `structured`: the server agreed to structured replies; `contexts`: the numbers it gave the meta
     /// contexts.
     pub fn new(structured: bool, contexts: Vec<u32>) -> Self {
-        Self { slots: Default::default(), serial: 0, structured, contexts }
+        Self { slots: Default::default(), most: SLOTS, serial: 0, structured, contexts }
+    }
+
+    /// From now on at most `most` requests are open at once, though always one may be.
+    pub fn limit(&mut self, most: usize) {
+        self.most = most.clamp(1, SLOTS);
     }
 
     /// Takes a free slot for a request; `None` when all are taken.
     pub fn open(&mut self, command: Command, range: Range<u64>) -> Option<usize> {
+        if self.slots.iter().flatten().count() >= self.most {
+            return None;
+        }
         let slot = self.slots.iter().position(Option::is_none)?;
         // The serial number keeps a late second reply from being taken for the reply to the slot's next request.
         self.serial += 1;

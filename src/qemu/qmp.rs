@@ -114,6 +114,30 @@ impl Qmp {
     /// # Errors
     /// As [`Qmp::execute`].
     pub fn execute_within(&mut self, command: &str, arguments: Value, timeout: Duration) -> Result<Value, QemuError> {
+        self.execute_inner(command, arguments, timeout, None)
+    }
+
+    /// As [`Qmp::execute_within`], but gives up as soon as `cancel` is set. QEMU goes on with the command.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`], and `Cancelled`.
+    pub fn execute_unless(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        timeout: Duration,
+        cancel: &Cancel,
+    ) -> Result<Value, QemuError> {
+        self.execute_inner(command, arguments, timeout, Some(cancel))
+    }
+
+    fn execute_inner(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        timeout: Duration,
+        cancel: Option<&Cancel>,
+    ) -> Result<Value, QemuError> {
         #[cfg(test)]
         self.burn(command)?;
         let deadline = Deadline::after(timeout);
@@ -129,7 +153,7 @@ impl Qmp {
         bytes.push(b'\n');
         self.socket.send(command, &bytes, deadline)?;
         loop {
-            let line = self.socket.line(command, deadline, None)?;
+            let line = self.socket.line(command, deadline, cancel)?;
             let mut reply: Value =
                 serde_json::from_slice(&line).map_err(|e| self.socket.protocol(command, format!("not JSON: {e}")))?;
             if let Some(name) = reply["event"].as_str() {

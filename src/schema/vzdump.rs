@@ -80,7 +80,7 @@ pub struct Fleecing {
 /// Settings for speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Performance {
-    /// Requests in flight.
+    /// Requests in flight per disk, at most.
     pub max_workers: u64,
     /// Only of use with a backup server.
     pub pbs_entries_max: u64,

@@ -3,6 +3,7 @@
 
 mod listing;
 mod names;
+pub mod pbs;
 mod prune;
 mod volid;
 mod volume;

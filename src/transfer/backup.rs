@@ -26,7 +26,7 @@ use crate::image::Image;
 
 /// Memory the whole process may have unless told otherwise.
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
-/// Requests in flight per disk.
+/// Threads that read each disk, unless fewer requests are allowed.
 const READERS: usize = 2;
 /// How often progress is reported and the wish to stop looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -52,8 +52,10 @@ pub struct Backup {
     pub uuid: [u8; 16],
     /// Time of the backup, seconds since 1970.
     pub ctime: i64,
-    /// At most so many bytes are read per second, all disks together; zeros that need not be read are free.
+    /// At most so many bytes per second, all disks together and zeros included.
     pub bwlimit: Option<u64>,
+    /// At most so many requests in flight per disk; see [`Image::limit_requests`].
+    pub max_workers: usize,
     /// Memory the process may have; about half of it becomes buffers. See [`DEFAULT_MEMORY`].
     pub memory: u64,
     /// Where `lzop` is found.
@@ -140,12 +142,16 @@ pub fn backup(
     cancel: &Cancel,
 ) -> Result<Summary, TransferError> {
     let header = header(job)?.encode()?;
-    let disks: Vec<Disk> = job
-        .disks
-        .iter()
-        .zip(1..=255)
-        .map(|(disk, id)| Disk { disk, id, plan: Mutex::new(Plan::new(Arc::clone(&disk.image))) })
-        .collect();
+    let limiter = Limiter::new(job.bwlimit);
+    let plan = |disk: &BackupDisk| {
+        let plan = Plan::new(Arc::clone(&disk.image));
+        match limiter.rate() {
+            Some(rate) => plan.limit_groups(rate),
+            None => plan,
+        }
+    };
+    let disks: Vec<Disk> =
+        job.disks.iter().zip(1..=255).map(|(disk, id)| Disk { disk, id, plan: Mutex::new(plan(disk)) }).collect();
     let total = job.disks.iter().map(|d| d.image.size()).sum();
     let container = match job.compression {
         Compression::Zstd { .. } => Some(Container::Zstd),
@@ -159,7 +165,7 @@ pub fn backup(
         uuid: job.uuid,
         container,
         sequence: AtomicU64::new(0),
-        limiter: Limiter::new(job.bwlimit),
+        limiter,
         counters: &counters,
     };
     std::thread::scope(|scope| {
@@ -207,7 +213,8 @@ fn start<'scope, 'env>(
         sink = sink.through_lzop(&job.host, stop, scope)?;
     }
     let workers = job.compression.workers();
-    let useful = READERS * shared.disks.len() + 2 * workers + 4;
+    let readers = READERS.min(job.max_workers).max(1);
+    let useful = readers * shared.disks.len() + 2 * workers + 4;
     let afforded = job.memory / 2 / Slot::bytes(shared.container.is_some());
     let slots = usize::try_from(afforded).unwrap_or(useful).min(useful).max(2);
     let (give_slot, slot) = bounded(slots);
@@ -222,7 +229,8 @@ fn start<'scope, 'env>(
         thread.spawn_scoped(scope, move || stop.guard(&name, body)).map(|_| ()).map_err(TransferError::Thread)
     };
     for index in 0..shared.disks.len() {
-        for _ in 0..READERS {
+        shared.disks[index].disk.image.limit_requests(job.max_workers.max(1));
+        for _ in 0..readers {
             let (pool, jobs) = ((slot.clone(), give_slot.clone()), job_sender.clone());
             let name = format!("read {}", shared.disks[index].disk.name);
             spawn(name, Box::new(move || read(shared, index, &pool, &jobs)))?;
@@ -264,7 +272,13 @@ fn read(shared: &Shared, index: usize, pool: &Pool, jobs: &Sender<Job>) -> Resul
             slot.raw = vec![0; RAW];
         }
         let mut at = EXTENT_HEADER;
-        for run in group.runs.iter().filter(|r| !r.zero) {
+        for run in &group.runs {
+            if run.zero {
+                if !shared.limiter.take(run.count * CLUSTER as u64, shared.stop) {
+                    return Ok(());
+                }
+                continue;
+            }
             let bytes = run.count as usize * CLUSTER;
             if !read_run(shared, disk.image.as_ref(), run.first, &mut slot.raw[at..at + bytes])? {
                 return Ok(());
@@ -294,7 +308,7 @@ fn read_run(shared: &Shared, image: &dyn Image, first: u64, buf: &mut [u8]) -> R
     let piece = shared.limiter.piece(usize::MAX, CLUSTER);
     let mut offset = start;
     for part in data.chunks_mut(piece) {
-        if !shared.limiter.take(part.len(), shared.stop) {
+        if !shared.limiter.take(part.len() as u64, shared.stop) {
             return Ok(false);
         }
         image.read_at(part, offset)?;

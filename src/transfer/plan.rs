@@ -47,25 +47,33 @@ pub(super) struct Plan {
     size: u64,
     /// Bytes for which extents were asked.
     asked: u64,
+    /// Clusters of the largest group.
+    most: u64,
     runs: VecDeque<Run>,
 }
 
 impl Plan {
     pub(super) fn new(image: Arc<dyn Image>) -> Self {
         let size = image.size();
-        Self { image, size, asked: 0, runs: VecDeque::new() }
+        Self { image, size, asked: 0, most: MAX_CLUSTERS, runs: VecDeque::new() }
+    }
+
+    /// Groups have at most about `bytes` bytes of disk: progress counts groups, and under a limit it shall move every second.
+    pub(super) fn limit_groups(mut self, bytes: u64) -> Self {
+        self.most = (bytes / CLUSTER as u64).clamp(CLUSTERS_PER_EXTENT as u64, MAX_CLUSTERS);
+        self
     }
 
     /// The next group; `None` at the end of the disk.
     pub(super) fn next_group(&mut self) -> Result<Option<Group>, TransferError> {
         let (mut runs, mut data, mut count) = (Vec::new(), 0, 0);
-        while count < MAX_CLUSTERS {
+        while count < self.most {
             if self.runs.is_empty() && self.asked < self.size {
                 self.ask()?;
             }
             let Some(next) = self.runs.front_mut() else { break };
-            let room = if next.zero { MAX_CLUSTERS - count } else { CLUSTERS_PER_EXTENT as u64 - data };
-            let taken = next.count.min(room).min(MAX_CLUSTERS - count);
+            let room = if next.zero { self.most - count } else { CLUSTERS_PER_EXTENT as u64 - data };
+            let taken = next.count.min(room).min(self.most - count);
             if taken == 0 {
                 break;
             }

@@ -354,7 +354,7 @@ impl<'a> Writer<'a> {
         let shared = self.shared;
         // First the check: nothing is written twice or outside.
         lock(&shared.checker).extent(head, offset).map_err(|e| shared.archive_error(e))?;
-        if !shared.limiter.take(data.len(), shared.stop) {
+        if !shared.limiter.take(data.len() as u64, shared.stop) {
             return Ok(false);
         }
         // Blocks lie one behind the other: they can be written at once as long as they are neighbours on the disk, too.

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -117,6 +118,7 @@ fn job(images: Vec<Mem>, compression: Compression) -> Backup {
         uuid: [3; 16],
         ctime: 1_795_341_418,
         bwlimit: None,
+        max_workers: 16,
         memory: DEFAULT_MEMORY,
         host: Host::with_root("/".into()),
     }
@@ -354,6 +356,62 @@ fn errors_say_what_and_where() {
         assert!(text.to_string().contains("'stdout'") && text.to_string().contains("Broken pipe"), "{text}");
     }
     assert_eq!(std::fs::read_dir(path.path()).unwrap().count(), 0);
+}
+
+/// Counts the reads that run side by side; each takes a while, so that a second one can catch up with it.
+struct Counted {
+    inner: Mem,
+    now: AtomicUsize,
+    most: AtomicUsize,
+    allowed: AtomicUsize,
+}
+
+impl Image for Counted {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, ImageError> {
+        self.inner.extents(range)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(10));
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        self.inner.read_at(buf, offset)
+    }
+
+    fn limit_requests(&self, most: usize) {
+        self.allowed.store(most, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn no_more_requests_are_in_flight_than_max_workers() {
+    for (max_workers, seen) in [(1, 1), (16, 2)] {
+        let inner = mem(disk(&[(1, 600)], 40 << 20), 4096);
+        let [now, most, allowed] = std::array::from_fn(|_| AtomicUsize::new(0));
+        let image = Arc::new(Counted { inner, now, most, allowed });
+        let disks = vec![BackupDisk { name: "drive-scsi0".into(), image: Arc::clone(&image) as Arc<dyn Image> }];
+        to_vec(&Backup { disks, max_workers, ..job(vec![], Compression::None) });
+        assert_eq!(image.most.load(Ordering::SeqCst), seen, "max-workers={max_workers}");
+        assert_eq!(image.allowed.load(Ordering::SeqCst), max_workers);
+    }
+}
+
+#[test]
+fn zeros_count_against_the_limit() {
+    // Eight MiB that are known to be zero, at 16 MiB a second: the original takes half a second, too.
+    let job = Backup { bwlimit: Some(16 << 20), ..job(vec![mem(vec![0; 8 << 20], 4096)], Compression::None) };
+    let begun = Instant::now();
+    to_vec(&job);
+    assert!(begun.elapsed() >= Duration::from_millis(475), "{:?}", begun.elapsed());
 }
 
 /// About 100 ms on an idle machine; here it only has to tell a stop from a hang when everything is busy.
@@ -596,6 +654,7 @@ fn islands_of_data_far_apart_fit_the_buffers() {
             uuid: [1; 16],
             ctime: 0,
             bwlimit: None,
+            max_workers: 16,
             memory: DEFAULT_MEMORY,
             host: Host::from_env(),
         };

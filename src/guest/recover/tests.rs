@@ -26,6 +26,9 @@ impl GuestActions for Double {
     fn sweep(&self, _: u32, qmp: &Path) -> Step {
         self.call(&format!("sweep {}", qmp.display()))
     }
+    fn cancel_backup(&self, _: u32) -> Step {
+        self.call("cancel backup")
+    }
     fn start(&self, _: u32, _: Option<u32>) -> Step {
         self.call("start")
     }

@@ -67,7 +67,13 @@ impl Hooks {
             if self.conf.hook_json {
                 given.input = Some(describe(&self.job, args, env, story));
             }
-            match program.run(args, given, limits, line) {
+            let ended = program.run(args, given, limits, line);
+            // Ctrl-C reaches the script as well as us: what it made of it is not the reason why the job ends. And a script that
+            // ended before we looked must not make us forget the wish.
+            if interruptible && cancel.is_set() {
+                return Err(HookError::Interrupted);
+            }
+            match ended {
                 Ok(()) => {}
                 Err(error) if CLEAN_UP.contains(&phase) => match &failed {
                     None => failed = Some(error),

@@ -137,6 +137,11 @@ impl Connection {
         self.wait(&[batch[0].0], None)
     }
 
+    /// From now on at most `most` requests are in flight.
+    pub(super) fn limit(&self, most: usize) {
+        self.lock().table.limit(most);
+    }
+
     /// From now on reads may be answered in several chunks; `false` when that was so already.
     ///
     /// Until then they may not, if the server can do so. Answering in chunks, QEMU asks for the block status before each

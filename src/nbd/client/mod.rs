@@ -94,6 +94,11 @@ impl Client {
         self.context(name).is_some()
     }
 
+    /// From now on at most `most` requests are in flight, of all threads together.
+    pub fn limit_requests(&self, most: usize) {
+        self.connection.limit(most);
+    }
+
     /// Fills `buf` with the bytes from `offset` on.
     ///
     /// # Errors
