@@ -2,6 +2,7 @@
 
 mod guard;
 mod native;
+mod probe;
 mod qmrestore;
 mod vzdump;
 
@@ -32,6 +33,7 @@ fn drop_in(name: &str, args: &[OsString]) -> Option<ExitCode> {
     match name {
         "vzdump" => Some(vzdump::run(args)),
         "qmrestore" => Some(qmrestore::run(args)),
+        crate::storage::probe::WORD => Some(probe::run(args)),
         "guard" => Some(guard::run(args, &QemuMonitor::new(&Host::from_env()))),
         _ => None,
     }

@@ -11,6 +11,7 @@ mod guest_run;
 pub mod hooks;
 pub mod log;
 mod progress;
+mod quota;
 pub mod tasklog;
 pub mod upid;
 
