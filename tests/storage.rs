@@ -259,7 +259,6 @@ fn full_and_read_only_storages() -> Result<()> {
     let output = node.vzdump(&["100", "101", "--storage", "fixed", "--prune-backups", "keep-last=1"])?;
     output.failed_with(&[
         "ERROR: Backup of VM 100 failed - creating '",
-        "Read-only file system",
         "WARN: cannot store the log of VM 100 as '",
         "ERROR: Backup of VM 101 failed - creating '",
         "INFO: Backup job finished with errors",
@@ -285,8 +284,7 @@ fn a_storage_that_goes_away_is_not_written_beside() -> Result<()> {
         let script = hook(&node, &format!("[ $1 = {phase} ] && umount -l {}; exit 0", at.display()))?;
         let output = node.vzdump(&["100", "101", "--storage", storage, "--script", &script])?;
         output.failed_with(&[
-            "ERROR: Backup of VM 101 failed - '",
-            "is not on the file system any more that was mounted at '",
+            "/dump' is not on the file system any more that was mounted at '",
             "INFO: Backup job finished with errors",
         ])?;
         let first_done = output.stdout.contains("Finished Backup of VM 100");
