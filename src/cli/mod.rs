@@ -4,6 +4,7 @@ mod complete;
 mod guard;
 mod jobs;
 mod native;
+mod probe;
 mod qmrestore;
 mod unlock;
 mod vzdump;
@@ -35,6 +36,7 @@ fn drop_in(name: &str, args: &[OsString]) -> Option<ExitCode> {
     match name {
         "vzdump" => Some(vzdump::run(args)),
         "qmrestore" => Some(qmrestore::run(args)),
+        crate::storage::probe::WORD => Some(probe::run(args)),
         "guard" => Some(guard::run(args, &QemuMonitor::new(&Host::from_env()))),
         _ => None,
     }

@@ -122,7 +122,7 @@ impl Storage {
     }
 
     /// Whether it is a file system that the node mounts from elsewhere.
-    fn is_network(&self) -> bool {
+    pub fn is_network(&self) -> bool {
         matches!(self.kind.as_str(), "nfs" | "cifs" | "cephfs" | "glusterfs")
     }
 
@@ -191,6 +191,12 @@ impl Storage {
     pub fn max_protected_backups(&self) -> Option<u64> {
         // Minus one is the word for no limit. The original allows root any number by default.
         self.get("max-protected-backups")?.parse::<u64>().ok()
+    }
+
+    /// Whether its directories are made when they are missing. `mkdir` is the old word for both of its successors.
+    pub fn makes_directories(&self) -> bool {
+        let says_no = |key| self.get(key).and_then(parse_bool) == Some(false);
+        !["mkdir", "create-base-path", "create-subdirs"].into_iter().any(says_no)
     }
 
     /// The directory that must be a mount point before the storage may be used.

@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::OpenOptions;
 use std::io;
 use std::path::{Component, Path};
+use std::time::Duration;
 
 #[cfg(test)]
 mod tests;
@@ -170,12 +171,21 @@ pub fn free_unless_named(host: &Host, volid: &str, actions: &dyn GuestActions) -
     }
 }
 
-fn remove_path(host: &Host, path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Step {
+/// How long the removal of one file may take. On a network file system whose server is gone it would never end, and the
+/// guest's lock waits behind it.
+const REMOVAL: Duration = Duration::from_secs(20);
+
+fn remove_path(host: &Host, path: &Path, remove: impl Fn(&Path) -> io::Result<()> + Send + 'static) -> Step {
     let names = path.components().filter(|c| matches!(c, Component::Normal(_))).count();
     if !path.is_absolute() || names < 2 || path.components().any(|c| c == Component::ParentDir) {
         return Err("the path is not one of ours".into());
     }
-    match remove(&host.path(path)) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let real = host.path(path);
+    // Abandoned, when it does not come back: it may be beyond the reach of any signal. A removal that nobody waits for any
+    // more, too, removes only what is ours.
+    std::thread::spawn(move || tell.send(remove(&real)).unwrap_or_default());
+    match told.recv_timeout(REMOVAL).map_err(|_| "its file system does not answer".to_owned())? {
         Ok(()) => Ok(Some(format!("removed '{}'", path.display()))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.to_string()),

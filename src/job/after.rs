@@ -8,7 +8,7 @@ use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
 use crate::host::files;
 use crate::schema::{Keep, notes};
-use crate::storage::{ArchiveName, Entry, GuestKind, Mark, list, plan_prune};
+use crate::storage::{ArchiveName, Backup, GuestKind, Mark, entries, plan_prune};
 
 impl GuestRun<'_> {
     /// Writes notes and protection, then removes what retention does not keep.
@@ -32,7 +32,7 @@ impl GuestRun<'_> {
         }
         if options.protected {
             job.log.info("marking backup as protected");
-            write(&name.protected(dir), "", held)?;
+            write(&name.protected(dir), "", held).map_err(|e| GuestError::NotProtected(Box::new(e)))?;
         }
         let (keep, remove) = options.retention(job.destination.keep());
         if remove { self.prune(&keep, name) } else { Ok(()) }
@@ -40,40 +40,67 @@ impl GuestRun<'_> {
 
     fn prune(&self, keep: &Keep, fresh: &ArchiveName) -> Result<(), GuestError> {
         let (job, dir) = (self.job, &self.job.destination.dump_dir);
-        let failed = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| GuestError::File { what, path, source }
-        };
-        job.log.info(&format!("prune older backups with retention: {}", keep.to_string().replace(',', ", ")));
+        job.log.info(&format!("prune older backups with retention: {}", keep.log_text()));
         let zone = jiff::tz::TimeZone::system();
-        let mine = |entry: &Entry| entry.name.kind == GuestKind::Qemu && entry.name.vmid == self.vmid;
-        let entries: Vec<Entry> = list(dir, &zone).map_err(failed("listing", dir))?.into_iter().filter(mine).collect();
-        let backups: Vec<_> = entries.iter().map(Entry::backup).collect();
-        let mut removed = 0;
-        for (entry, mark) in entries.iter().zip(plan_prune(&backups, keep, &zone)) {
-            // The archive just written stays, whatever the clock says.
-            if mark != Mark::Remove || entry.name == *fresh {
+        let names = job.destination.names(job.host)?;
+        let found = entries(names.iter().map(String::as_str), &zone);
+        // Archives that somebody gave another name are kept for a reason.
+        let mine: Vec<(Backup, &ArchiveName)> = found
+            .iter()
+            .filter(|entry| entry.is_of(GuestKind::Qemu, self.vmid))
+            .filter_map(|entry| {
+                Some((Backup { ctime: entry.ctime?, protected: entry.protected }, entry.archive.standard.as_ref()?))
+            })
+            .collect();
+        let backups: Vec<Backup> = mine.iter().map(|(backup, _)| *backup).collect();
+        let (mut removed, mut failed) = (0, false);
+        for ((_, name), mark) in mine.iter().zip(plan_prune(&backups, keep, &zone)) {
+            // The archive just written stays, whatever the clock said when the others were made; and so does one that was
+            // protected since the list was read.
+            if mark != Mark::Remove || *name == fresh || name.protected(dir).exists() {
                 continue;
             }
-            let shown = match job.destination.storage_id() {
-                Some(storage) => format!("{storage}:backup/{}", entry.name),
-                None => entry.name.path(dir).display().to_string(),
-            };
-            job.log.info(&format!("removing backup '{shown}'"));
-            let archive = entry.name.path(dir);
-            for file in [archive, entry.name.notes(dir), entry.name.log(dir)] {
-                match std::fs::remove_file(&file) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed("removing", &file)(e)),
-                    _ => {}
+            let path = name.path(dir);
+            let volid = job.destination.storage_id().map(|storage| format!("{storage}:backup/{name}"));
+            match &volid {
+                Some(volid) => job.log.info(&format!("removing backup '{volid}'")),
+                None => job.log.info(&format!("delete old backup '{}'", path.display())),
+            }
+            match (remove(&path), volid) {
+                (Ok(()), _) => {
+                    removed += 1;
+                    self.remove_companions(name);
+                }
+                (Err(source), None) => return Err(GuestError::RemoveArchive { path, source }),
+                (Err(source), Some(volid)) => {
+                    failed = true;
+                    let error = GuestError::RemoveArchive { path, source };
+                    job.log.error(&format!("error when removing backup '{volid}' - {error}"));
                 }
             }
-            removed += 1;
         }
-        if removed > 0 {
-            job.log.info(&format!("pruned {removed} backup(s) not covered by keep-retention policy"));
+        if failed {
+            return Err(GuestError::Prune);
         }
+        let why = if removed > 0 { " not covered by keep-retention policy" } else { "" };
+        job.log.info(&format!("pruned {removed} backup(s){why}"));
         Ok(())
     }
+
+    /// Log and notes go after their archive: they mean nothing without it, and it never lacks them.
+    fn remove_companions(&self, name: &ArchiveName) {
+        let dir = &self.job.destination.dump_dir;
+        for path in [name.log(dir), name.notes(dir)] {
+            if let Err(error) = remove(&path) {
+                self.job.log.warn(&format!("removing '{}' failed: {error}", path.display()));
+            }
+        }
+    }
+}
+
+/// Removes a file; one that is gone already is fine.
+fn remove(path: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(path).or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 /// Writes a small file of the archive's. What it is written as is noted: no later run would know to look for it.

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,7 @@ impl GuestRun<'_> {
             Some(path) => log.info(&format!("creating vzdump archive '{}'", path.display())),
             None => log.info("sending archive to stdout"),
         }
-        let mut draft = target.map(|path| self.draft(path, held)).transpose()?;
+        let mut draft = target.map(|path| self.draft(&path)).transpose()?;
         let uuid = Uuid::new_v4();
         let opened =
             if self.running { self.open_running(vm, held, stopped_at, uuid) } else { self.open_stopped(vm, uuid) };
@@ -104,9 +104,10 @@ impl GuestRun<'_> {
         Ok(())
     }
 
-    fn draft(&self, path: PathBuf, held: &mut Held) -> Result<Draft, GuestError> {
-        held.note(&Intent::File { path: path.with_extension("dat"), in_qemu: false })?;
-        Ok(Draft::create(&path)?)
+    /// Opens the file that was reserved, if its storage is still the one it was reserved on.
+    fn draft(&self, path: &Path) -> Result<Draft, GuestError> {
+        self.job.destination.check(self.job.host, self.job.volumes)?;
+        Ok(Draft::create(path)?)
     }
 
     fn announce_task(&self, vm: &Vm, uuid: Uuid) {
@@ -353,7 +354,7 @@ fn explain(error: ImageError, session: Option<&Session>) -> GuestError {
 }
 
 /// A directory that only root may enter, for sockets.
-fn private_dir(path: &std::path::Path) -> Result<(), GuestError> {
+fn private_dir(path: &Path) -> Result<(), GuestError> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let failed = |source| GuestError::File { what: "making", path: path.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;

@@ -2,10 +2,12 @@
 //! (see "One guest" and "Hook script" in the facts about vzdump). Whatever fails is undone from the guest's record.
 
 use std::io::ErrorKind::NotFound;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Job;
+use jiff::civil::DateTime;
+
 use super::cluster::{self, ClusterError};
 use super::copy::QMP_PATIENCE;
 use super::hooks::describe::{GuestFacts, Outcome, State, Story};
@@ -13,6 +15,7 @@ use super::hooks::{HookEnv, HookError};
 use super::log::Kind;
 use super::report::{GuestReport, GuestState};
 use super::unlock;
+use super::{DestinationError, Job};
 use crate::config::{GuestConfig, Residence};
 use crate::guest::conffile;
 use crate::guest::fleecing::FleecingError;
@@ -60,6 +63,24 @@ pub(super) enum GuestError {
     NoBridge,
     #[error("the VM is paused and cannot shut down: use mode 'snapshot', or resume it first")]
     Paused,
+    #[error("The number of protected backups per guest is limited to {most} on storage '{storage}'")]
+    TooManyProtected { most: u64, storage: String },
+    #[error(
+        "There is a max backup limit of {0} enforced by the target storage or the vzdump parameters. Either increase the limit or delete old backups."
+    )]
+    TooMany(u64),
+    #[error("unable to set protected flag - {0}")]
+    NotProtected(#[source] Box<GuestError>),
+    #[error("error pruning backups - check log")]
+    Prune,
+    #[error("removing archive {path} failed: {source}", path = path.display())]
+    RemoveArchive {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     #[error("cannot read the config of VM {0}: {1}")]
     Config(Vmid, #[source] std::io::Error),
     #[error("cannot write the log of VM {0}: {1}")]
@@ -212,7 +233,8 @@ impl GuestRun<'_> {
     fn backup(&mut self) -> Result<(), GuestError> {
         let (job, vmid) = (self.job, self.vmid);
         let node = || job.host.node().to_owned();
-        self.name_archive();
+        job.check_quota(GuestKind::Qemu, vmid)?;
+        self.name_archive()?;
         job.log.open_guest(GuestKind::Qemu.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
         job.log.announce(Kind::Info, &format!("Starting Backup of VM {vmid} (qemu)"));
         job.log.job_line(Kind::Info, &format!("Backup started at {}", job.time()));
@@ -282,6 +304,7 @@ impl GuestRun<'_> {
             self.prepare(config)?
         };
         self.check_server(&vm)?;
+        self.reserve(held)?;
         self.hook("backup-start")?;
         let stopped_at = Instant::now();
         match self.mode {
@@ -399,39 +422,83 @@ impl GuestRun<'_> {
         }
     }
 
-    /// Fixes the names of archive and log; from now on hooks see them.
-    fn name_archive(&mut self) {
+    /// Chooses the names of archive and log.
+    fn name_archive(&mut self) -> Result<(), GuestError> {
+        self.job.destination.check(self.job.host, self.job.volumes)?;
+        self.name_from(self.job.host.now().datetime())
+    }
+
+    /// The first name from `moment` on that is free; from now on hooks see it.
+    fn name_from(&mut self, moment: DateTime) -> Result<(), GuestError> {
         let (job, dir) = (self.job, &self.job.destination.dump_dir);
         if job.destination.pbs.is_some() {
             let snapshot = Snapshot { vmid: self.vmid.get(), time: job.host.now().timestamp().as_second() };
             self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
             self.env.target = Some(snapshot.to_string());
             self.snapshot = Some(snapshot);
-            return;
+            return Ok(());
         }
         let extension = job.compression().suffix();
-        let taken = |base: &str| {
-            let dir = std::fs::read_dir(dir);
-            dir.into_iter().flatten().flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(base))
-        };
-        let now = job.host.now().datetime();
-        let name = ArchiveName::fresh(GuestKind::Qemu, self.vmid, now, &format!("vma{extension}"), taken);
+        let names = job.destination.names(job.host)?;
+        let taken = |base: &str| names.iter().any(|name| name.starts_with(base));
+        let name = ArchiveName::fresh(GuestKind::Qemu, self.vmid, moment, &format!("vma{extension}"), taken);
         self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
         self.env.logfile = Some(name.log(dir).display().to_string());
         if !job.options.stdout {
             self.env.target = Some(name.path(dir).display().to_string());
         }
         self.name = Some(name);
+        Ok(())
+    }
+
+    /// Takes possession of the name, before anything is done to the guest and before a hook hears of it: another node, or
+    /// another cluster with a guest of this number, may write into the same directory.
+    fn reserve(&mut self, held: &mut Held) -> Result<(), GuestError> {
+        while let Some(name) = self.name.clone().filter(|_| !self.job.options.stdout) {
+            let draft = name.draft(&self.job.destination.dump_dir);
+            let intent = Intent::File { path: draft.clone(), in_qemu: false };
+            held.note(&intent)?;
+            let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&draft);
+            match made {
+                Ok(_) if self.is_alone(&name)? => break,
+                Ok(_) => std::fs::remove_file(&draft).map_err(|source| GuestError::File {
+                    what: "removing",
+                    path: draft,
+                    source,
+                })?,
+                Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(source) => {
+                    held.done(&intent)?;
+                    return Err(GuestError::File { what: "creating", path: draft, source });
+                }
+            }
+            // It is not ours.
+            held.done(&intent)?;
+            self.name_from(name.time)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing but our draft has this name: another run may have taken it with another extension, or have come and
+    /// gone since we looked.
+    fn is_alone(&self, name: &ArchiveName) -> Result<bool, GuestError> {
+        let (base, ours) = (name.base(), name.draft(Path::new("")));
+        let names = self.job.destination.names(self.job.host)?;
+        Ok(!names.iter().any(|other| other.starts_with(&base) && Path::new(other) != ours))
     }
 
     fn publish_log(&self, state: GuestState) {
-        if let (Some(repository), Some(snapshot)) = (&self.job.destination.pbs, &self.snapshot) {
+        let job = self.job;
+        if let (Some(repository), Some(snapshot)) = (&job.destination.pbs, &self.snapshot) {
             return self.upload_log(repository, snapshot, state);
         }
-        let log = self.name.as_ref().map(|name| name.log(&self.job.destination.dump_dir));
-        if let Err(e) = self.job.log.close_guest(log.as_deref()) {
+        let log = self.name.as_ref().map(|name| name.log(&job.destination.dump_dir));
+        // The log of a guest whose storage went away must not land beside the empty mount point.
+        let reachable = if log.is_some() { job.destination.check(job.host, job.volumes) } else { Ok(()) };
+        let closed = job.log.close_guest(log.as_deref().filter(|_| reachable.is_ok()));
+        if let Err(reason) = reachable.map_err(|e| e.to_string()).and(closed.map_err(|e| e.to_string())) {
             let path = log.unwrap_or_default();
-            self.job.log.warn(&format!("cannot store the log of VM {} as '{}': {e}", self.vmid, path.display()));
+            job.log.warn(&format!("cannot store the log of VM {} as '{}': {reason}", self.vmid, path.display()));
         }
     }
 

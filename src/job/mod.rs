@@ -14,6 +14,7 @@ pub mod log;
 mod notification;
 mod pbs;
 mod progress;
+mod quota;
 mod report;
 pub mod selection;
 mod syslog;

@@ -2,14 +2,18 @@
 //! what lies in a dump directory and what retention makes of it.
 
 mod listing;
+mod mounts;
 mod names;
 pub mod pbs;
+pub mod probe;
 mod prune;
 mod volid;
 mod volume;
 
-pub use listing::{Entry, entries, list};
-pub use names::{ArchiveName, GuestKind};
+pub use listing::{Entry, entries};
+pub use mounts::mount_of;
+pub use names::{ArchiveInfo, ArchiveName, GuestKind};
+pub use probe::Question;
 pub use prune::{Backup, Mark, plan_prune};
 pub use volid::{ContentPath, VolId, VolIdError};
 pub use volume::{VolumeError, Volumes};

@@ -35,7 +35,7 @@ fn archive_names_and_their_companions() {
         "vzdump-qemu-101-2026_11_22-09_14_25.vma.zst.notes",
         "vzdump-qemu-101-2026_11_22-09_14_25.dat",
         "vzdump-qemu-101-2026_13_22-09_14_25.vma",
-        "vzdump-openvz-101-2026_11_22-09_14_25.tar",
+        "vzdump-openvz-101-2026_11_22-09_14_25.tar.tgz",
         "vzdump-qemu-99-2026_11_22-09_14_25.vma",
         "x-vzdump-qemu-101-2026_11_22-09_14_25.vma",
     ] {
@@ -103,13 +103,10 @@ fn a_volume_is_removed_with_the_directory_it_leaves_empty() {
 
 #[test]
 fn storages_that_cannot_be_used() {
-    let (_root, volumes) = volumes(
-        "dir: off\n\tpath /x\n\tdisable\n\ndir: mnt\n\tpath /y\n\tis_mountpoint 1\n\ndir: far\n\tpath /z\n\tnodes other\n",
-    );
+    let (_root, volumes) = volumes("dir: off\n\tpath /x\n\tdisable\n\ndir: far\n\tpath /z\n\tnodes other\n");
     let error = |id: &str| volumes.storage(id).unwrap_err().to_string();
     assert_eq!(error("nosuch"), "storage 'nosuch' does not exist");
     assert_eq!(error("off"), "storage 'off' is disabled");
-    assert!(error("mnt").contains("is not mounted: '/y'"));
     assert!(error("far").starts_with("storage 'far' is not available on node '"));
 }
 
@@ -140,19 +137,172 @@ fn retention_as_recorded() {
 
 #[test]
 fn listing_a_dump_directory() {
-    let dir = tempfile::tempdir().unwrap();
-    for name in [
+    let names = [
         "vzdump-qemu-101-2026_11_22-09_14_25.vma.zst",
         "vzdump-qemu-101-2026_11_22-09_14_25.vma.zst.protected",
         "vzdump-qemu-101-2026_11_22-09_14_25.log",
-        "vzdump-lxc-200-2026_11_21-00_00_00.tar",
+        "vzdump-qemu-101-golden.vma.zst",
+        "vzdump-lxc-200-2026_11_21-00_00_00.tgz",
         "vzdump-qemu-102-2026_11_22-09_14_25.vma.dat",
+    ];
+    let found = entries(names, &TimeZone::UTC);
+    let short: Vec<_> = found.iter().map(|e| (e.archive.vmid().unwrap().get(), e.protected, e.ctime)).collect();
+    let (day, morning) = (Some(1_795_219_200), Some(1_795_338_865));
+    assert_eq!(short, [(101, false, None), (200, false, day), (101, true, morning)]);
+    assert!(found[2].is_of(GuestKind::Qemu, vmid(101)) && !found[2].is_of(GuestKind::Lxc, vmid(101)));
+}
+
+#[test]
+fn what_an_archives_name_tells() {
+    let info = |file: &str| {
+        let info = ArchiveInfo::parse(file)?;
+        let vmid = info.vmid().map(Vmid::get);
+        Some((info.kind, vmid, info.format, info.compression, info.standard.is_some()))
+    };
+    use GuestKind::{Lxc, Openvz, Qemu};
+    for (file, wanted) in [
+        ("vzdump-qemu-101-2026_11_22-09_14_25.vma", (Qemu, Some(101), "vma", None, true)),
+        ("vzdump-qemu-101-2026_11_22-09_14_25.vma.bz2", (Qemu, Some(101), "vma", Some("bz2"), true)),
+        ("vzdump-lxc-200-2026_11_22-09_14_25.tar.zst", (Lxc, Some(200), "tar", Some("zst"), true)),
+        ("vzdump-openvz-200-2011_11_22-09_14_25.tgz", (Openvz, Some(200), "tar", Some("gz"), true)),
+        ("vzdump-qemu-101-before-the-upgrade.vma.lzo", (Qemu, Some(101), "vma", Some("lzo"), false)),
+        ("vzdump-qemu-101-2026_13_22-09_14_25.vma", (Qemu, Some(101), "vma", None, false)),
+        ("vzdump-qemu-template.vma.gz", (Qemu, None, "vma", Some("gz"), false)),
     ] {
-        std::fs::write(dir.path().join(name), b"12345").unwrap();
+        assert_eq!(info(file), Some(wanted), "{file}");
     }
-    let found = list(dir.path(), &TimeZone::UTC).unwrap();
-    let short: Vec<_> = found.iter().map(|e| (e.name.vmid.get(), e.protected, e.size)).collect();
-    assert_eq!(short, [(200, false, 5), (101, true, 5)]);
-    assert_eq!(found[1].ctime, 1_795_338_865);
-    assert!(list(&dir.path().join("nosuch"), &TimeZone::UTC).is_err());
+    for bad in [
+        "vzdump-qemu-101.vma.zst.notes",
+        "vzdump-qemu-.vma",
+        "vzdump-kvm-101-x.vma",
+        "backup.vma",
+        "a/vzdump-qemu-101-x.vma",
+    ] {
+        assert_eq!(info(bad), None, "{bad}");
+    }
+    let renamed = ArchiveInfo::parse("vzdump-qemu-101-x.vma").unwrap();
+    assert_eq!(
+        (renamed.notes(), renamed.protected()),
+        ("vzdump-qemu-101-x.vma.notes".into(), "vzdump-qemu-101-x.vma.protected".into())
+    );
+}
+
+mod properties {
+    use std::collections::BTreeMap;
+
+    use jiff::{Timestamp, Zoned};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Zones with and without changes of the clock, by half an hour, at midnight, and far from Greenwich.
+    const ZONES: [&str; 8] = [
+        "UTC",
+        "Europe/Berlin",
+        "America/New_York",
+        "Australia/Lord_Howe",
+        "America/Havana",
+        "Pacific/Kiritimati",
+        "Pacific/Pago_Pago",
+        "Asia/Kathmandu",
+    ];
+
+    /// Retention told another way: each rule puts all backups that are left into periods by the printed calendar, strikes out
+    /// the periods that an earlier rule served, and of each of the newest others keeps the newest and drops the rest.
+    fn slowly(backups: &[Backup], keep: &Keep, zone: &TimeZone) -> Vec<bool> {
+        let mut kept = vec![false; backups.len()];
+        let mut left: Vec<usize> = (0..backups.len()).filter(|i| !backups[*i].protected).collect();
+        let rules = [
+            ("", keep.last),
+            ("%Y-%m-%d %H", keep.hourly),
+            ("%Y-%m-%d", keep.daily),
+            ("%G week %V", keep.weekly),
+            ("%Y-%m", keep.monthly),
+            ("%Y", keep.yearly),
+        ];
+        for (format, count) in rules {
+            let mut periods: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+            for i in left.iter().copied() {
+                let local = Zoned::new(Timestamp::from_second(backups[i].ctime).unwrap(), zone.clone());
+                let period = if format.is_empty() { i.to_string() } else { local.strftime(format).to_string() };
+                periods.entry(period).or_default().push(i);
+            }
+            let newest = |members: &[usize]| *members.iter().max_by_key(|i| backups[**i].ctime).unwrap();
+            let mut unserved: Vec<Vec<usize>> =
+                periods.into_values().filter(|members| !members.iter().any(|i| kept[*i])).collect();
+            unserved.sort_by_key(|members| std::cmp::Reverse(backups[newest(members)].ctime));
+            for members in unserved.into_iter().take(usize::try_from(count).unwrap()) {
+                kept[newest(&members)] = true;
+                left.retain(|i| kept[*i] || !members.contains(i));
+            }
+        }
+        kept
+    }
+
+    fn keep() -> impl Strategy<Value = Keep> {
+        (0u64..4, 0u64..4, 0u64..4, 0u64..4, 0u64..4, 0u64..3).prop_map(
+            |(last, hourly, daily, weekly, monthly, yearly)| Keep {
+                all: false,
+                last,
+                hourly,
+                daily,
+                weekly,
+                monthly,
+                yearly,
+            },
+        )
+    }
+
+    /// Moments some minutes to months apart; most of them around a change of the clock in October 2026.
+    fn backups() -> impl Strategy<Value = Vec<Backup>> {
+        let gap = prop_oneof![60i64..7200, 3000i64..90_000, 80_000i64..4_000_000];
+        prop::collection::vec((gap, prop::bool::weighted(0.1)), 0..40).prop_map(|gaps| {
+            let mut ctime = 1_792_800_000;
+            let later = |(gap, protected)| {
+                ctime += gap;
+                Backup { ctime, protected }
+            };
+            gaps.into_iter().map(later).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn retention_is_what_the_slow_one_says(backups in backups().prop_shuffle(), keep in keep(), zone in 0..ZONES.len()) {
+            prop_assume!(keep.total() > 0);
+            let zone = TimeZone::get(ZONES[zone]).unwrap();
+            let marks = plan_prune(&backups, &keep, &zone);
+            for ((backup, mark), kept) in backups.iter().zip(&marks).zip(slowly(&backups, &keep, &zone)) {
+                let wanted = if backup.protected { Mark::Protected } else if kept { Mark::Keep } else { Mark::Remove };
+                prop_assert_eq!(*mark, wanted, "{} {:?} in {:?}", keep, backup, zone);
+            }
+            let newest = backups.iter().zip(&marks).filter(|(b, _)| !b.protected).max_by_key(|(b, _)| b.ctime);
+            prop_assert!(newest.is_none_or(|(_, mark)| *mark == Mark::Keep), "the newest backup always stays");
+        }
+
+        #[test]
+        fn every_name_we_give_is_read_back(number in 100u32..999_999_999, second in 0i64..4_000_000_000, extension in "vma(\\.(gz|lzo|zst))?", taken in 0i64..5) {
+            let now = Timestamp::from_second(second).unwrap().to_zoned(TimeZone::UTC).datetime();
+            let wanted = ArchiveName::fresh(GuestKind::Qemu, vmid(number), now, &extension, |_| false);
+            let free = std::cell::Cell::new(taken);
+            let name = ArchiveName::fresh(GuestKind::Qemu, vmid(number), now, &extension, |_| free.replace(free.get() - 1) > 0);
+            prop_assert_eq!(name.timestamp(&TimeZone::UTC).unwrap().as_second(), second + taken);
+            prop_assert_eq!(wanted.base() == name.base(), taken == 0);
+            let info = ArchiveInfo::parse(&name.to_string()).unwrap();
+            prop_assert_eq!(info.vmid(), Some(name.vmid));
+            prop_assert_eq!(info.standard, Some(name));
+        }
+
+        #[test]
+        fn any_text_is_a_name_or_none(file in "(vzdump-)?(qemu|lxc|openvz|kvm)?-?[0-9]{0,12}[-_.a-z0-9/\n ]{0,24}(\\.(tgz|vma|tar))?(\\.(gz|zst|bz2|notes))?") {
+            if let Some(info) = ArchiveInfo::parse(&file) {
+                prop_assert!(!file.contains('/') && !file.contains('\n'));
+                if let Some(name) = info.standard {
+                    prop_assert_eq!(name.to_string(), file);
+                }
+            } else {
+                prop_assert_eq!(ArchiveName::parse(&file), None);
+            }
+        }
+    }
 }

@@ -82,7 +82,7 @@ impl VolId {
         let dir = |content| storage.content_dir(content).ok_or_else(|| VolIdError::NoPath(storage.id.clone()));
         match parts.as_slice() {
             [content @ ("backup" | "iso" | "vztmpl" | "snippets" | "import"), name] => {
-                let owner = super::ArchiveName::parse(name).map(|name| name.vmid);
+                let owner = super::ArchiveInfo::parse(name).and_then(|archive| archive.vmid());
                 Ok(ContentPath { path: dir(content)?.join(name), owner })
             }
             // A linked clone names its base first: 103/base-103-disk-0.qcow2/104/vm-104-disk-0.qcow2

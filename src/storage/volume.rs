@@ -3,14 +3,22 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use super::mounts::mount_of;
+use super::probe::{self, Question};
 use super::volid::{VolId, VolIdError};
 use crate::config::{Storage, StorageCfg, StorageError};
 use crate::host::Host;
 use crate::schema::Vmid;
+
+/// How long the node may take to mount a storage: its own checks of the server take ten seconds each.
+const ACTIVATION: Duration = Duration::from_secs(60);
 
 /// The storages of the node.
 #[derive(Debug, Clone)]
@@ -38,6 +46,17 @@ pub enum VolumeError {
         /// The node's path that should be a mount point.
         path: PathBuf,
     },
+    /// The storage's directory is missing or does not answer.
+    #[error("unable to activate storage '{storage}' - directory '{path}' does not exist or is unreachable")]
+    Unreachable {
+        /// The storage.
+        storage: String,
+        /// The node's path.
+        path: PathBuf,
+    },
+    /// The server behind a storage does not answer.
+    #[error("storage '{0}' is not online")]
+    Offline(String),
     /// An operation on a file failed.
     #[error("{operation} '{path}' failed: {source}")]
     File {
@@ -89,12 +108,48 @@ impl Volumes {
     /// Why it cannot be used.
     pub fn storage(&self, id: &str) -> Result<&Storage, VolumeError> {
         let storage = self.cfg.usable(id, self.host.node())?;
-        if let Some(path) = storage.mount_point()
-            && !is_mount_point(&self.host.path(&path))
-        {
-            return Err(VolumeError::NotMounted { storage: id.to_owned(), path });
+        if let Some(path) = storage.mount_point() {
+            self.check_mount(storage, path)?;
         }
         Ok(storage)
+    }
+
+    fn check_mount(&self, storage: &Storage, path: PathBuf) -> Result<(), VolumeError> {
+        if self.is_mounted(storage, &path)? {
+            return Ok(());
+        }
+        if storage.is_network() && self.host.has_command("pvesm") {
+            // Asked for its state, the node mounts it. What it complains about shows in the second look.
+            let mut status = self.host.command("pvesm");
+            activate(status.args(["status", "--storage", &storage.id]));
+            if self.is_mounted(storage, &path)? {
+                return Ok(());
+            }
+        }
+        Err(VolumeError::NotMounted { storage: storage.id.clone(), path })
+    }
+
+    fn is_mounted(&self, storage: &Storage, path: &Path) -> Result<bool, VolumeError> {
+        let place = self.host.path(path);
+        let failed = |source| VolumeError::File { operation: "looking at", path: place.clone(), source };
+        match Question::Look.ask(&self.host, &place) {
+            Ok(answer) => Ok(mount_of(&answer.path).map_err(failed)? == answer.path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && storage.is_network() => {
+                Err(VolumeError::Offline(storage.id.clone()))
+            }
+            Err(error) => Err(VolumeError::of_directory(storage, path, error)),
+        }
+    }
+
+    /// Makes sure that the directory `dir` of `storage` is there and answers; makes it if the storage wants that.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn directory(&self, storage: &Storage, dir: &Path) -> Result<(), VolumeError> {
+        let question = if storage.makes_directories() { Question::Make } else { Question::Look };
+        let asked = question.ask(&self.host, &self.host.path(dir)).map(drop);
+        asked.map_err(|error| VolumeError::of_directory(storage, dir, error))
     }
 
     /// Where a volume really lies (below our root prefix). An absolute path stands for itself.
@@ -153,10 +208,33 @@ fn run(command: &mut Command) -> Result<String, VolumeError> {
     Err(failed(if said.trim().is_empty() { code } else { format!("{code}: {}", said.trim()) }))
 }
 
-/// A directory on another device than its parent, or the root.
-fn is_mount_point(path: &Path) -> bool {
-    match (fs::metadata(path), fs::metadata(path.join(".."))) {
-        (Ok(here), Ok(above)) => here.dev() != above.dev() || here.ino() == above.ino(),
-        _ => false,
+impl VolumeError {
+    /// What `error` about the directory `dir` of `storage` means: the original's sentence if it is missing or does not
+    /// answer, else what the system said.
+    pub fn of_directory(storage: &Storage, dir: &Path, error: io::Error) -> Self {
+        let path = dir.to_owned();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::TimedOut => {
+                Self::Unreachable { storage: storage.id.clone(), path }
+            }
+            _ => Self::File { operation: "using", path, source: error },
+        }
+    }
+}
+
+/// Runs a command that may hang on a dead server; one that takes too long is killed with its children.
+fn activate(command: &mut Command) {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut child) = quiet.spawn() else { return };
+    let give_up = Instant::now() + ACTIVATION;
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() > give_up {
+            if let Ok(group) = i32::try_from(child.id()) {
+                // Every command of ours leads a group of its own.
+                killpg(Pid::from_raw(group), Signal::SIGKILL).unwrap_or_default();
+            }
+            return probe::reap(&mut child);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
