@@ -183,7 +183,10 @@ impl GuestRun<'_> {
         let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
         report.failed.iter().for_each(tell);
         if result.is_err() {
-            report.done.iter().filter(|line| !line.contains("lock")).for_each(|line| job.log.info(line));
+            // Lock and reserved file go with every backup that fails; the original has no word for it.
+            let draft = self.name.as_ref().map(|name| name.draft(&job.destination.dump_dir).display().to_string());
+            let ordinary = |line: &&String| line.contains("lock") || draft.as_ref().is_some_and(|d| line.contains(d));
+            report.done.iter().filter(|line| !ordinary(line)).for_each(|line| job.log.info(line));
         }
         self.after_unlock();
         result
