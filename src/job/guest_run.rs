@@ -257,9 +257,12 @@ impl GuestRun<'_> {
         let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
         report.failed.iter().for_each(tell);
         if result.is_err() {
-            // The lock, and the place of our own sockets, are nothing to tell anybody of.
-            let inside = |line: &str| line.contains("lock") || line.contains("'/var/run/vzkeep/");
-            report.done.iter().filter(|line| !inside(line)).for_each(|line| job.log.info(line));
+            // The lock, the reserved file and the place of our own sockets go with every backup that fails; the original has no
+            // word for it.
+            let draft = self.name.as_ref().map(|name| name.draft(&job.destination.dump_dir).display().to_string());
+            let draft = |line: &str| draft.as_ref().is_some_and(|draft| line.contains(draft));
+            let ordinary = |line: &str| line.contains("lock") || line.contains("'/var/run/vzkeep/") || draft(line);
+            report.done.iter().filter(|line| !ordinary(line)).for_each(|line| job.log.info(line));
         }
         self.after_unlock();
         result
