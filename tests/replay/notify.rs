@@ -56,11 +56,11 @@ impl<'a> Listener<'a> {
             let told: Value = serde_json::from_str(&request.body).unwrap_or_else(|e| panic!("{e}: {}", request.body));
             all.push(facts(&told["severity"], Some(&told["fields"]), &told["data"], &Way::System, root));
         }
+        let head = Regex::new("(?m)^From: \"?([^\"<]*?)\"? <").unwrap();
         for entry in std::fs::read_dir(self.node.path(MAILS)).into_iter().flatten() {
             let mail = std::fs::read_to_string(entry.unwrap().path()).unwrap();
             let (words, mail) = mail.split_once('\n').unwrap();
             let to = words.split_once(" -- ").map_or(words, |(_, to)| to);
-            let head = Regex::new("(?m)^From: \"?([^\"<]*?)\"? <").unwrap();
             let author = head.captures(mail).map(|found| found[1].to_owned()).unwrap_or_default();
             let data = serde_json::from_str(&text_part(mail)).unwrap_or_else(|e| panic!("{e}: {mail}"));
             let way = Way::Mail(to.split(' ').map(str::to_owned).collect(), author);
