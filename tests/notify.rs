@@ -96,7 +96,7 @@ fn without_any_configuration_root_gets_mail() {
     assert!(mail.contains("102: ") && mail.contains("INFO: Finished Backup of VM 102"), "{mail}");
 
     // A job that fails is told, too, and a setting of the cluster says who writes.
-    write(&node, "/etc/pve/datacenter.cfg", "email-from: backup@example.com\n");
+    write(&node, "/etc/pve/datacenter.cfg", "email_from: backup@example.com\n");
     let (code, ..) = vzdump(&node, &["999", "--storage", "backup"]);
     let mails = sent(&node);
     let [(words, mail)] = &mails[..] else { panic!("{mails:?}") };

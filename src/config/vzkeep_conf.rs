@@ -189,7 +189,7 @@ mod tests {
             ),
             ("hooks-dir: hooks.d", "ignoring hooks-dir: 'hooks.d': not an absolute path; right would be"),
             ("hooks-dir:", "not an absolute path"),
-            ("hooks-dir: /a\0b", "not an absolute path"),
+            ("hooks-dir: /a\0b", "contains a NUL character"),
             ("hook-json", "ignoring the line 'hook-json': expected 'key: value'"),
             ("hook json: 1", "expected 'key: value'"),
             ("color: red", "unknown key 'color'; the keys are hook-json, hook-legacy-env, hook-timeout, hooks-dir"),

@@ -12,7 +12,6 @@ mod http;
 mod mail;
 mod matcher;
 mod people;
-mod sections;
 pub mod template;
 
 #[cfg(test)]

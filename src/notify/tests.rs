@@ -113,9 +113,9 @@ fn what_is_wrong_is_said_and_the_rest_counts() {
         [
             "/etc/pve/notifications.cfg: line 1 is ignored: 'junk'",
             "/etc/pve/notifications.cfg: line 2 is ignored: 'mailto'",
+            "/etc/pve/notifications.cfg: 'a' is there twice, the first one counts",
             "/etc/pve/priv/notifications.cfg: line 1 is ignored: 'secret-password-line'",
             "notification matcher 'm' matches everything: 'hostname=x' is neither 'exact:FIELD=VALUE' nor 'regex:FIELD=EXPRESSION'",
-            "/etc/pve/notifications.cfg: 'a' is there twice, the first one counts",
         ]
     );
     let reasons: Vec<String> = config.endpoints[..4].iter().map(|e| format!("{:?}", e.kind)).collect();
@@ -186,7 +186,7 @@ fn the_built_in_templates() {
          VMID       Name          Time     Size         Filename\n\
          100        a<b           1m 2s    1.500 KiB    /x.vma\n\
          4000000    VM 4000000    0s       0 B\n\n\
-         Total running time: 1h 2m 5s\nTotal size: 103.738 MiB\n\nLogs\n====\nvzdump 100\n\n100: a < b\n\n"
+         Total running time: 1h 2m 5s\nTotal size: 103.739 MiB\n\nLogs\n====\nvzdump 100\n\n100: a < b\n\n"
     );
     let html = said.html.unwrap();
     assert!(html.contains(">a&lt;b</td>") && html.contains("100: a &lt; b") && !html.contains("Problems"), "{html}");

@@ -37,7 +37,22 @@ fn a_job_means_a_command_line() {
          --script /root/hook.pl --storage bk"
     );
     let round = JobsCfg::from_json(&job.to_json().to_string()).unwrap();
-    assert_eq!(round.jobs[0].words(), job.words());
+    assert_eq!(round.jobs[0].request().unwrap(), request);
+}
+
+#[test]
+fn a_value_is_never_an_option() {
+    let request = |value: &str| {
+        let cfg = JobsCfg::parse(&format!("vzdump: a\n\tvmid 100\n\tstorage bk\n\tnotes-template {value}\n"));
+        cfg.jobs[0].request().map(|request| request.params().text("notes-template").map(str::to_owned))
+    };
+    assert_eq!(request("--all 1").unwrap().as_deref(), Some("--all 1"));
+    let cfg = JobsCfg::parse("vzdump: a\n\tvmid --all\n\tmode --stop\n");
+    let error = cfg.jobs[0].request().unwrap_err().to_string();
+    assert!(error.starts_with("job 'a' cannot run: mode: value '--stop'"), "{error}");
+    assert!(error.contains("; vmid: ") && error.lines().count() == 1, "{error}");
+    let twice = JobsCfg::parse("vzdump: a\n\tall 1\n\tmode stop\n\tmode suspend\n");
+    assert_eq!(twice.jobs[0].request().unwrap().command_line(), "vzdump --all 1 --mode suspend --quiet 1");
 }
 
 #[test]
@@ -70,8 +85,8 @@ fn bad_lines_are_told_and_left_out() {
         JobsCfg::parse("junk\n\tall 1\n\n\tall 1\nvzdump: a\n\tall 1\nvzdump: a\n\tall 0\nvzdump: a/b\nvzdump:\n");
     assert_eq!(cfg.jobs.len(), 1);
     assert_eq!(cfg.jobs[0].get("all"), Some("1"));
-    assert_eq!(cfg.warnings.len(), 5, "{:?}", cfg.warnings);
-    assert_eq!(cfg.warnings[2], "line 7: job 'a' is ignored: defined twice");
+    assert_eq!(cfg.warnings.len(), 6, "{:?}", cfg.warnings);
+    assert_eq!(cfg.warnings[3], "line 7: job 'a' is ignored: defined twice");
 }
 
 #[test]
