@@ -90,7 +90,7 @@ fn list_show_and_next() -> Result<()> {
     ensure!(json[0]["enabled"] == false && json[1]["node"] == "pve2" && json[1]["guests"] == "all", "{json}");
 
     let show = node.ok("vzkeep", &["jobs", "show", "nightly"])?;
-    let command = "command: vzdump 102 --all 0 --compress zstd --mode snapshot \
+    let command = "command: vzdump 102 --all 0 --compress zstd --job-id nightly --mode snapshot \
         --notes-template '{{guestname}} nightly' --prune-backups 'keep-last=3' --quiet 1 --storage backup\n";
     ensure!(show.stdout.contains(command) && show.stdout.contains("comment: every night\n"), "{show:?}");
     let wrong = node.ok("vzkeep", &["jobs", "show", "wrong"])?;
@@ -136,7 +136,7 @@ echo '{"id":"p","type":"vzdump","schedule":"daily","vmid":"102","storage":"backu
     ensure!(index.contains(upid) && upid.contains(":vzdump:102:root@pam:"), "{upid}\n{index}");
     let log = node.path(&upid.parse::<vzkeep::job::upid::Upid>()?.log_path().display().to_string());
     let log = std::fs::read_to_string(log)?;
-    let call = "starting new backup job: vzdump 102 --all 0 --compress zstd --mode snapshot --notes-template \
+    let call = "starting new backup job: vzdump 102 --all 0 --compress zstd --job-id nightly --mode snapshot --notes-template \
         '{{guestname}} nightly' --prune-backups 'keep-last=3' --quiet 1 --storage backup\n";
     ensure!(log.contains(call) && log.ends_with("TASK OK\n"), "{log}");
     let [archive] = archives(&node)?.try_into().map_err(|all| anyhow::anyhow!("{all:?}"))?;

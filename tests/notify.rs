@@ -103,7 +103,7 @@ fn without_any_configuration_root_gets_mail() {
     assert!(code == 255 && words == "-i -f backup@example.com -- root@example.com", "{words}");
     assert!(mail.contains(": backup failed\n") && mail.contains("999: no log available"), "{mail}");
     let (code, ..) = vzdump(&node, &["102", "--storage", "nosuch"]);
-    assert!(code == 255 && sent(&node)[0].1.contains(": backup failed: multiple problems\n"));
+    assert!(code == 255 && sent(&node)[0].1.contains(": backup failed: multiple\n problems\n"));
 }
 
 #[test]

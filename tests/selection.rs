@@ -189,16 +189,16 @@ fn damaged_files_of_the_node() -> Result<()> {
     let dos = String::from_utf8(storages.clone())?.replace('\n', "\r\n");
     std::fs::write(
         node.path("/etc/pve/storage.cfg"),
-        [dos.as_bytes(), b"dir: k\r\n\tpath /mnt/K\xfcche\r\n"].concat(),
+        [dos.as_bytes(), b"dir: kk\r\n\tpath /mnt/K\xfcche\r\n"].concat(),
     )?;
     std::fs::write(node.config_path(100), b"#K\xfcche\r\nname: dos\r\n")?;
     let (code, done, out, err) = backup(&node, &["100"])?;
     ensure!(code == 0 && done == [100] && err.contains("ignore config line: nonsense"), "{code}\n{out}{err}");
     said(&out, "INFO: VM Name: dos")?;
     ensure!(std::fs::read(node.config_path(100))? == b"#K\xfcche\r\nname: dos\r\n", "the config changed");
-    let run = node.vzdump(&["100", "--storage", "k"])?;
+    let run = node.vzdump(&["100", "--storage", "kk"])?;
     ensure!(
-        run.code == 255 && run.stderr.contains("storage 'k' cannot be used: its path is not valid UTF-8"),
+        run.code == 255 && run.stderr.contains("storage 'kk' cannot be used: its path is not valid UTF-8"),
         "{run:?}"
     );
     ensure!(!node.path("/mnt").read_dir()?.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with('K')));

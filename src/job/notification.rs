@@ -64,7 +64,7 @@ mod tests {
         // The words, then the way of a job that succeeded and of one that failed.
         for (words, good, bad) in [
             (&[][..], System, System),
-            (&["--mailto="], System, System),
+            (&["--mailto", ""], System, System),
             (&["--mailnotification=failure"], System, System),
             (&[to], Mail, Mail),
             (&[to, "--mailnotification=failure"], Silent, Mail),

@@ -250,7 +250,10 @@ mod tests {
         let gone = Upid { pstart: us.pstart + 1, id: "100".into(), ..us.clone() };
         drop(TaskLog::start(&host, gone.clone()).unwrap());
         let half = Upid { id: "102".into(), ..gone.clone() };
-        TaskLog::start(&host, half.clone()).unwrap().line("TASK ERROR: interrupted by signal").unwrap();
+        // Written before the list knows of it: a process that is gone cannot write any more.
+        std::fs::create_dir_all(host.path(half.log_path()).parent().unwrap()).unwrap();
+        std::fs::write(host.path(half.log_path()), "TASK ERROR: interrupted by signal\n").unwrap();
+        drop(TaskLog::start(&host, half.clone()).unwrap());
         let active = host.path("/var/log/pve/tasks/active");
         let junk = std::fs::read_to_string(&active).unwrap() + "what is this\n\u{fffd}";
         std::fs::write(&active, junk).unwrap();

@@ -28,11 +28,16 @@ pub(super) fn engine(medium: Medium) -> Handlebars<'static> {
     let mut add = |name: &'static str, show: fn(&Value) -> Result<String, String>| {
         let helper = move |helper: &Helper<'_>,
                            _: &Handlebars<'_>,
-                           _: &Context,
+                           context: &Context,
                            _: &mut RenderContext<'_, '_>,
                            out: &mut dyn Output|
               -> HelperResult {
-            let value = helper.param(0).ok_or(RenderErrorReason::ParamNotFoundForIndex(name, 0))?;
+            let Some(value) = helper.param(0) else {
+                // Without a parameter it is the variable of that name: a webhook has the variable `timestamp`.
+                let variable = context.data().get(name);
+                let variable = variable.ok_or(RenderErrorReason::ParamNotFoundForIndex(name, 0))?;
+                return Ok(out.write(&plain(variable))?);
+            };
             let text = show(value.value()).map_err(|e| RenderErrorReason::Other(format!("{name}: {e}")))?;
             out.write(&text)?;
             Ok(())

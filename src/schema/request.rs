@@ -68,7 +68,7 @@ impl VzdumpRequest {
         }
         for (name, values) in self.params.iter() {
             match name {
-                "vmid" | "stdout" | "job-id" => {}
+                "vmid" | "stdout" => {}
                 "exclude-path" => {
                     values.iter().for_each(|path| line += &format!(" --{name} {}", shell_quote(path)));
                 }

@@ -58,7 +58,8 @@ fn every_way_to_name_guests() {
         assert_eq!(selected(line), Ok((local.to_vec(), external.to_vec())), "{line:?}");
     }
     assert_eq!(selected(&["--pool", "nosuch"]), Err("pool 'nosuch' does not exist".into()));
-    assert_eq!(selected(&["--pool", ""]), Err("pool '' does not exist".into()));
+    // No pool is not a pool without name.
+    assert!(VzdumpRequest::parse(&["--pool".into(), String::new()]).is_err());
 }
 
 #[test]
