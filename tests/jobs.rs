@@ -106,7 +106,7 @@ fn list_show_and_next() -> Result<()> {
         (&["jobs", "run", "nosuch"], "there is no backup job 'nosuch'"),
         (&["jobs", "run", "ad"], "job 'ad' is of type 'realm-sync', not a backup job"),
         (&["jobs", "run", "../nightly"], "'../nightly' is not the name of a job"),
-        (&["jobs", "run", "wrong"], "job 'wrong' cannot run: 400 Parameter verification failed.\nmode:"),
+        (&["jobs", "run", "wrong"], "job 'wrong' cannot run: mode: value"),
         (&["jobs", "next", "nightly", "--count", "0"], "--count"),
         (&["jobs", "daemon", "--stdin"], "not from standard input"),
         (&["jobs", "list", "--stdin"], "the jobs are no valid JSON"),

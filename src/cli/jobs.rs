@@ -259,7 +259,7 @@ fn show(host: &Host, job: &BackupJob, json: bool) -> anyhow::Result<ExitCode> {
         complain(&format!("{}\n", plain(error)));
     }
     if let Err(error) = request {
-        complain(&format!("the job cannot run: {error}"));
+        complain(&format!("{}\n", plain(&error.to_string())));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -303,7 +303,7 @@ fn run_job(host: &Host, job: &BackupJob, claimed: bool) -> anyhow::Result<ExitCo
             if claimed {
                 note(states.stopped(job.id(), &error.to_string(), second()));
             }
-            anyhow::bail!("job '{}' cannot run: {}", job.id(), error.to_string().trim_end());
+            return Err(error.into());
         }
     };
     if let Some(node) = job.node().filter(|node| *node != host.node()) {

@@ -34,6 +34,11 @@ impl DatacenterCfg {
         self.get("email_from")
     }
 
+    /// The proxy for HTTP.
+    pub fn http_proxy(&self) -> Option<&str> {
+        self.get("http_proxy")
+    }
+
     fn get(&self, key: &str) -> Option<&str> {
         self.values.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }

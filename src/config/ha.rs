@@ -15,7 +15,7 @@ impl HaResources {
 
     /// Reads the text of the file; an absent file is an empty one.
     pub fn parse(text: &str) -> Self {
-        Self { sections: Sections::parse(text, Self::PATH, |kind, id| (kind.to_owned(), id.to_owned())) }
+        Self { sections: Sections::parse(text, |kind, id| (kind.to_owned(), id.to_owned())) }
     }
 
     /// Whether guest `vmid`, VM or container, is to run: then whoever shuts it down works against the cluster.

@@ -6,15 +6,15 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
+use super::sections::{CfgSection, Fault, Sections};
 use crate::schema::tables::VZDUMP;
 use crate::schema::words::split_list;
-use crate::schema::{Kind, UsageError, VzdumpRequest, parse_bool};
+use crate::schema::{Kind, VzdumpRequest, parse_bool};
 
 /// A backup job: its name and its properties as the file has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupJob {
-    id: String,
-    properties: Vec<(String, String)>,
+    section: CfgSection,
 }
 
 /// All jobs.
@@ -42,6 +42,15 @@ pub enum JobsJsonError {
     Form,
 }
 
+/// A job's properties are no request for a backup.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("job '{id}' cannot run: {reasons}")]
+pub struct JobError {
+    id: String,
+    /// Name and reason of each bad property.
+    reasons: String,
+}
+
 impl JobsCfg {
     /// Where the file lies.
     pub const PATH: &'static str = "/etc/pve/jobs.cfg";
@@ -49,47 +58,25 @@ impl JobsCfg {
     /// Reads the text of the file; an absent file is an empty one.
     pub fn parse(text: &str) -> Self {
         let mut cfg = Self::default();
-        let mut known = HashSet::new();
-        let mut open = Open::Nothing;
-        for (number, line) in text.lines().enumerate() {
-            let number = number + 1;
-            let trimmed = line.trim();
-            if trimmed.is_empty() {
-                open = Open::Nothing;
-            } else if trimmed.starts_with('#') {
-            } else if !line.starts_with([' ', '\t']) {
-                let header = trimmed.split_once(':').map(|(kind, id)| (kind.trim_end(), id.trim()));
-                let word = |word: &str| !word.is_empty() && !word.contains(char::is_whitespace);
-                open = match header.filter(|(kind, id)| word(kind) && word(id)) {
-                    Some(("vzdump", id)) if Self::is_valid_id(id) && known.insert(id) => {
-                        cfg.jobs.push(BackupJob { id: id.into(), properties: Vec::new() });
-                        Open::Job
-                    }
-                    Some(("vzdump", id)) => {
-                        let why = if Self::is_valid_id(id) { "defined twice" } else { "not a valid name" };
-                        cfg.warnings.push(format!("line {number}: job '{}' is ignored: {why}", short(id)));
-                        Open::Skipped
-                    }
-                    Some((kind, id)) => {
-                        cfg.others.push((kind.into(), id.into()));
-                        Open::Skipped
-                    }
-                    None => {
-                        cfg.warnings.push(format!("line {number} is ignored: '{}'", short(trimmed)));
-                        Open::Skipped
-                    }
-                };
+        let Sections { sections, faults } = Sections::parse(text, |kind, id| (kind.to_owned(), id.to_owned()));
+        let told = |fault: Fault| match &fault.twice {
+            Some(id) => (fault.line, format!("line {}: job '{}' is ignored: defined twice", fault.line, short(id))),
+            None => (fault.line, format!("line {} is ignored: '{}'", fault.line, short(&fault.text))),
+        };
+        let mut warnings: Vec<_> = faults.into_iter().map(told).collect();
+        for section in sections {
+            let line = section.line;
+            if section.kind != "vzdump" {
+                cfg.others.push((section.kind, section.id));
+            } else if Self::is_valid_id(&section.id) {
+                cfg.jobs.push(BackupJob { section });
             } else {
-                match (&open, cfg.jobs.last_mut()) {
-                    (Open::Job, Some(job)) => {
-                        let (key, value) = trimmed.split_once(char::is_whitespace).unwrap_or((trimmed, ""));
-                        job.properties.push((key.to_owned(), value.trim().to_owned()));
-                    }
-                    (Open::Skipped, _) => {}
-                    _ => cfg.warnings.push(format!("line {number} is ignored: '{}'", short(trimmed))),
-                }
+                let id = short(&section.id);
+                warnings.push((line, format!("line {line}: job '{id}' is ignored: not a valid name")));
             }
         }
+        warnings.sort_by_key(|(line, _)| *line);
+        cfg.warnings = warnings.into_iter().map(|(_, warning)| warning).collect();
         cfg
     }
 
@@ -126,7 +113,7 @@ impl JobsCfg {
                 cfg.warnings.push(format!("job '{}' is ignored: {why}", short(&id)));
             } else {
                 let properties = job.iter().filter(|(key, _)| !matches!(key.as_str(), "id" | "type"));
-                cfg.jobs.push(BackupJob { id, properties: properties.flat_map(|(k, v)| property(k, v)).collect() });
+                cfg.jobs.push(BackupJob::new(&id, properties.flat_map(|(k, v)| property(k, v)).collect()));
             }
         }
         Ok(cfg)
@@ -140,15 +127,8 @@ impl JobsCfg {
 
     /// The job named `id`.
     pub fn get(&self, id: &str) -> Option<&BackupJob> {
-        self.jobs.iter().find(|job| job.id == id)
+        self.jobs.iter().find(|job| job.id() == id)
     }
-}
-
-/// What indented lines belong to.
-enum Open {
-    Nothing,
-    Job,
-    Skipped,
 }
 
 fn short(text: &str) -> String {
@@ -184,22 +164,22 @@ fn text_of(value: &Value) -> String {
 impl BackupJob {
     /// A job that stands nowhere yet.
     pub fn new(id: &str, properties: Vec<(String, String)>) -> Self {
-        Self { id: id.to_owned(), properties }
+        Self { section: CfgSection::new("vzdump", id, properties) }
     }
 
     /// Its name.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.section.id
     }
 
     /// The value of a property; of several the last.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.properties.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+        self.section.get(key)
     }
 
     /// All properties in the order of the file.
     pub fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.properties.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.section.properties()
     }
 
     fn flag(&self, key: &str, default: bool) -> bool {
@@ -238,7 +218,7 @@ impl BackupJob {
     /// The same job as JSON, for [`JobsCfg::from_json`].
     pub fn to_json(&self) -> Value {
         let mut job = Map::new();
-        job.insert("id".into(), self.id.clone().into());
+        job.insert("id".into(), self.id().into());
         for (key, value) in self.properties() {
             match job.get_mut(key) {
                 Some(Value::Array(values)) => values.push(value.into()),
@@ -249,29 +229,27 @@ impl BackupJob {
         Value::Object(job)
     }
 
-    /// The arguments of the `vzdump` it means: its properties that are options of that, quiet, under its name. As with the
-    /// node's scheduler, a property that is no option changes nothing.
-    pub fn words(&self) -> Vec<String> {
-        let mut words: Vec<String> = self.get("vmid").map(split_list).unwrap_or_default();
-        let ours = |key: &str| matches!(key, "vmid" | "quiet" | "job-id" | "stdout" | "stop");
-        for (i, (key, value)) in self.properties().enumerate() {
-            let Some(opt) = VZDUMP.option(key).filter(|_| !ours(key)) else { continue };
-            let is_array = matches!(opt.kind, Kind::Array);
-            let again = !is_array && self.properties[i + 1..].iter().any(|(later, _)| later == key);
-            if !value.is_empty() && !again {
-                words.push(format!("--{key}={value}"));
-            }
-        }
-        words.extend(["--quiet=1".to_owned(), format!("--job-id={}", self.id)]);
-        words
-    }
-
-    /// The checked request for a backup.
+    /// The checked request for a backup: its properties that are options of `vzdump`, quiet, under its name. As with the node's
+    /// scheduler, a property that is no option changes nothing.
     ///
     /// # Errors
     /// When a property is wrong or the guests are missing.
-    pub fn request(&self) -> Result<VzdumpRequest, UsageError> {
-        VzdumpRequest::parse(&self.words())
+    pub fn request(&self) -> Result<VzdumpRequest, JobError> {
+        let mut given: Vec<(&str, &str)> = Vec::new();
+        for (key, value) in self.properties().filter(|(_, value)| !value.is_empty()) {
+            let ours = matches!(key, "quiet" | "job-id" | "stdout" | "stop");
+            let Some(opt) = VZDUMP.option(key).filter(|_| !ours) else { continue };
+            match given.iter_mut().find(|(name, _)| *name == key && !matches!(opt.kind, Kind::Array)) {
+                // Of several the last counts.
+                Some(earlier) => earlier.1 = value,
+                None => given.push((key, value)),
+            }
+        }
+        given.extend([("quiet", "1"), ("job-id", self.id())]);
+        VzdumpRequest::from_pairs(given).map_err(|error| {
+            let reasons = error.reasons().map(|(name, reason)| format!("{name}: {reason}").replace('\n', "; "));
+            JobError { id: self.id().to_owned(), reasons: reasons.collect::<Vec<_>>().join("; ") }
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::path::PathBuf;
 
-use super::sections::{CfgSection, Sections};
+use super::sections::{CfgSection, Fault, Sections};
 use crate::schema::words::split_list;
 use crate::schema::{Keep, parse_bool};
 
@@ -57,15 +57,25 @@ impl StorageCfg {
 
     /// Reads the text of the file; an absent file is an empty one.
     pub fn parse(text: &str) -> Self {
-        let Sections { sections, warnings } = Sections::parse(text, Self::PATH, |_, id| id.to_owned());
+        let Sections { sections, faults } = Sections::parse(text, |_, id| id.to_owned());
+        let told = |fault: Fault| match fault.twice {
+            Some(id) => format!(
+                "file {} line {} (skip section '{id}'): there is one of this name already",
+                Self::PATH,
+                fault.line
+            ),
+            None => format!("file {} line {} - ignore config line: {}", Self::PATH, fault.line, fault.text),
+        };
+        let warnings = faults.into_iter().map(told).collect();
         let mut storages: Vec<_> = sections.into_iter().map(|section| Storage { section }).collect();
         if !storages.iter().any(|storage| storage.id == "local") {
             let properties = [
                 ("path", "/var/lib/vz"),
                 ("content", "backup,images,iso,rootdir,snippets,vztmpl"),
                 ("prune-backups", "keep-all=1"),
-            ];
-            storages.push(Storage { section: CfgSection::new("dir", "local", &properties) });
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+            storages.push(Storage { section: CfgSection::new("dir", "local", properties.into()) });
         }
         Self { storages, warnings }
     }

@@ -1,15 +1,17 @@
-//! `/etc/pve/user.cfg`: of its records only the pools, `pool:name:comment:guests:storages:`. Pools are nested by their names:
-//! `customers/acme` lies in `customers`.
+//! `/etc/pve/user.cfg`: of its records the pools, `pool:name:comment:guests:storages:`, which are nested by their names
+//! (`customers/acme` lies in `customers`), and the mail addresses of users,
+//! `user:name:enabled:expires:first name:last name:address:comment:keys:`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::schema::Vmid;
 use crate::schema::words::split_list;
 
-/// The pools of the cluster.
+/// The pools and users of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UserCfg {
     pools: BTreeMap<String, Pool>,
+    emails: BTreeMap<String, String>,
     /// What was ignored, one message each.
     pub warnings: Vec<String>,
 }
@@ -34,6 +36,10 @@ impl UserCfg {
         let count = text.lines().count();
         for (number, line) in text.lines().enumerate() {
             let fields: Vec<&str> = line.split(':').map(str::trim).collect();
+            if let ["user", name, _, _, _, _, address, ..] = fields.as_slice() {
+                // The first record of a name counts, also when it has no address.
+                cfg.emails.entry((*name).to_owned()).or_insert_with(|| (*address).to_owned());
+            }
             let ["pool", name, rest @ ..] = fields.as_slice() else { continue };
             if !is_pool_name(name) {
                 cfg.warnings.push(format!("user config - ignore pool '{name}' - invalid characters in pool name"));
@@ -58,6 +64,11 @@ impl UserCfg {
             }
         }
         cfg
+    }
+
+    /// The mail address of user `name` (`root@pam`).
+    pub fn email(&self, name: &str) -> Option<&str> {
+        self.emails.get(name).map(String::as_str).filter(|address| !address.is_empty())
     }
 
     /// The pool of this name: `customers/acme`.

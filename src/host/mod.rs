@@ -4,6 +4,7 @@
 
 pub mod bridge;
 mod cancel;
+pub mod child;
 pub mod files;
 pub mod procfs;
 pub mod sys;

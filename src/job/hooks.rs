@@ -6,10 +6,9 @@ pub mod describe;
 mod directory;
 pub mod set;
 
+use crate::host::child::{DRAIN, TERM_GRACE, has_ended, signal_group};
 use crate::host::{Cancel, Host};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, Pid, access};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -23,10 +22,6 @@ mod tests;
 
 /// How often we look whether the script ended or the job is to stop.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a script that ended may leave its output open, to a child of its in the background.
-const DRAIN: Duration = Duration::from_millis(500);
-/// How long a script may take to end after TERM before it is killed.
-const TERM_GRACE: Duration = Duration::from_secs(5);
 /// `exec` of a file that is no program.
 const ENOEXEC: i32 = 8;
 
@@ -271,7 +266,7 @@ fn wait(
 /// Ends a script and what it started: TERM to its process group, and KILL for those that do not listen.
 fn end(child: &mut Child, lines: &Receiver<String>, line: &mut dyn FnMut(&str)) -> io::Result<ExitStatus> {
     let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-    signal(group, Signal::SIGTERM)?;
+    signal_group(group, Signal::SIGTERM)?;
     let mut give_up = Instant::now() + TERM_GRACE;
     let mut left = MOST_LINES_LEFT;
     let mut gone = false;
@@ -292,21 +287,8 @@ fn end(child: &mut Child, lines: &Receiver<String>, line: &mut dyn FnMut(&str)) 
         }
     }
     // The script itself was not waited for yet, so that the group's number is still its own.
-    signal(group, Signal::SIGKILL)?;
+    signal_group(group, Signal::SIGKILL)?;
     child.wait()
-}
-
-fn signal(group: Pid, signal: Signal) -> io::Result<()> {
-    match killpg(group, signal) {
-        Err(Errno::ESRCH) | Ok(()) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Whether a child has ended; it can still be waited for.
-fn has_ended(child: Pid) -> io::Result<bool> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    Ok(!matches!(waitid(Id::Pid(child), flags)?, WaitStatus::StillAlive))
 }
 
 /// Writes a script's standard input, in a thread of its own: a script need not read it, and then nobody waits for it.

@@ -2,7 +2,6 @@
 //! do what comes after: notes, protection, retention and the log, through the client.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::guest_run::{GuestError, GuestRun};
@@ -13,6 +12,7 @@ use crate::guest::monitor::qmp_socket;
 use crate::guest::pbs::{self, Status};
 use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
+use crate::host::child::{self, Ended};
 use crate::schema::size::{human, percent, sparse_line, transferred_line};
 use crate::schema::{Mode, notes};
 use crate::storage::pbs::{PbsError, QemuBackup, Repository, Snapshot};
@@ -22,6 +22,8 @@ use crate::transfer::Progress;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often the wish to stop is looked at meanwhile.
 const TICK: Duration = Duration::from_millis(50);
+/// How long a call of the client may take. None of them moves a disk.
+const CLIENT: Duration = Duration::from_secs(600);
 /// What the client may have to say when it fails.
 const LAST_WORDS: usize = 3;
 
@@ -280,7 +282,12 @@ impl GuestRun<'_> {
     fn client(&self, repository: &Repository, verb: &[&str], words: &[String]) -> Result<String, GuestError> {
         let failed = |reason: String| PbsError::Client { verb: verb.join(" "), reason };
         let mut command = repository.client(self.job.host, verb, words);
-        let output = command.stdin(Stdio::null()).output().map_err(|e| failed(e.to_string()))?;
+        let ended = child::run(&mut command, None, CLIENT, self.job.cancel).map_err(|e| failed(e.to_string()))?;
+        let output = match ended {
+            Ended::Exited(output) => output,
+            Ended::Late(limit) => return Err(failed(format!("not finished after {} seconds", limit.as_secs())).into()),
+            Ended::Cancelled => return Err(GuestError::Interrupted),
+        };
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }

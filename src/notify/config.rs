@@ -8,7 +8,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 
 use super::matcher::{Directive, Matcher, MatcherMode};
-use super::sections::{self, Section};
+use crate::config::{CfgSection, Fault, Sections};
 use crate::host::Host;
 use crate::schema::parse_bool;
 use crate::schema::words::split_list;
@@ -146,18 +146,16 @@ impl Config {
 
     /// Reads the text of the two files; an absent file is an empty one.
     pub fn parse(public: &str, private: &str) -> Self {
-        let (sections, mut warnings) = sections::parse(Self::PATH, public);
-        let (private, more) = sections::parse(Self::PRIVATE_PATH, private);
-        warnings.extend(more);
-        let mut config = Self { warnings, ..Self::default() };
+        // All endpoints share their names, whatever type they are.
+        let public = Sections::parse(public, |kind, name| (kind == "matcher", name.to_owned()));
+        let private = Sections::parse(private, |kind, name| (kind.to_owned(), name.to_owned()));
+        let mut config = Self { warnings: told(Self::PATH, &public.faults), ..Self::default() };
+        config.warnings.extend(told(Self::PRIVATE_PATH, &private.faults));
         let mut names = BTreeSet::new();
-        for section in &sections {
-            let (kind, name) = (section.kind.as_str(), section.name.as_str());
-            if !names.insert((kind == "matcher", name)) {
-                config.warnings.push(format!("{}: '{name}' is there twice, the first one counts", Self::PATH));
-                continue;
-            }
-            let secret = private.iter().find(|s| s.kind == kind && s.name == name);
+        for section in &public.sections {
+            let (kind, name) = (section.kind.as_str(), section.id.as_str());
+            names.insert((kind == "matcher", name));
+            let secret = private.sections.iter().find(|s| s.kind == kind && s.id == name);
             let read = match kind {
                 "matcher" => {
                     config.matchers.push(matcher(section, &mut config.warnings));
@@ -209,29 +207,41 @@ impl Config {
     }
 }
 
-fn flag(section: &Section, key: &str, warnings: &mut Vec<String>) -> bool {
+/// What was left out of `file`. Never more than the first word of a line: the private file holds passwords.
+fn told(file: &str, faults: &[Fault]) -> Vec<String> {
+    let sentence = |fault: &Fault| match &fault.twice {
+        Some(name) => format!("{file}: '{name}' is there twice, the first one counts"),
+        None => {
+            let word = fault.text.split(char::is_whitespace).next().unwrap_or_default();
+            format!("{file}: line {} is ignored: '{}'", fault.line, word.chars().take(40).collect::<String>())
+        }
+    };
+    faults.iter().map(sentence).collect()
+}
+
+fn flag(section: &CfgSection, key: &str, warnings: &mut Vec<String>) -> bool {
     let Some(value) = section.get(key) else { return false };
     if value.is_empty() {
         return true;
     }
     parse_bool(value).unwrap_or_else(|| {
-        warnings.push(format!("{}: {key} of '{}' is neither true nor false: '{value}'", Config::PATH, section.name));
+        warnings.push(format!("{}: {key} of '{}' is neither true nor false: '{value}'", Config::PATH, section.id));
         false
     })
 }
 
 /// The items of all lines of a property.
-fn list(section: &Section, key: &str) -> Vec<String> {
+fn list(section: &CfgSection, key: &str) -> Vec<String> {
     section.all(key).flat_map(split_list).collect()
 }
 
-fn text(section: &Section, key: &str) -> Option<String> {
+fn text(section: &CfgSection, key: &str) -> Option<String> {
     section.get(key).filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
-fn matcher(section: &Section, warnings: &mut Vec<String>) -> Matcher {
+fn matcher(section: &CfgSection, warnings: &mut Vec<String>) -> Matcher {
     let mut matcher = Matcher {
-        name: section.name.clone(),
+        name: section.id.clone(),
         disabled: flag(section, "disable", warnings),
         invert: flag(section, "invert-match", warnings),
         targets: list(section, "target"),
@@ -259,7 +269,7 @@ fn matcher(section: &Section, warnings: &mut Vec<String>) -> Matcher {
     matcher
 }
 
-fn mail_settings(section: &Section) -> MailSettings {
+fn mail_settings(section: &CfgSection) -> MailSettings {
     MailSettings {
         mailto: list(section, "mailto"),
         mailto_user: list(section, "mailto-user"),
@@ -268,7 +278,7 @@ fn mail_settings(section: &Section) -> MailSettings {
     }
 }
 
-fn smtp(section: &Section, secret: Option<&Section>) -> Result<EndpointKind, String> {
+fn smtp(section: &CfgSection, secret: Option<&CfgSection>) -> Result<EndpointKind, String> {
     let port = section.get("port").map(|port| port.parse().map_err(|_| format!("'{port}' is no port")));
     let smtp = Smtp {
         server: text(section, "server").ok_or("server is missing")?,
@@ -285,7 +295,7 @@ fn smtp(section: &Section, secret: Option<&Section>) -> Result<EndpointKind, Str
     Ok(EndpointKind::Smtp(mail_settings(section), smtp))
 }
 
-fn gotify(section: &Section, secret: Option<&Section>) -> Result<EndpointKind, String> {
+fn gotify(section: &CfgSection, secret: Option<&CfgSection>) -> Result<EndpointKind, String> {
     let token = secret.and_then(|s| text(s, "token"));
     Ok(EndpointKind::Gotify {
         server: text(section, "server").ok_or("server is missing")?,
@@ -293,8 +303,8 @@ fn gotify(section: &Section, secret: Option<&Section>) -> Result<EndpointKind, S
     })
 }
 
-fn webhook(section: &Section, secret: Option<&Section>) -> Result<EndpointKind, String> {
-    let pairs = |section: &Section, key: &str| -> Result<Vec<(String, String)>, String> {
+fn webhook(section: &CfgSection, secret: Option<&CfgSection>) -> Result<EndpointKind, String> {
+    let pairs = |section: &CfgSection, key: &str| -> Result<Vec<(String, String)>, String> {
         section.all(key).map(|value| named(key, value)).collect()
     };
     Ok(EndpointKind::Webhook(Webhook {

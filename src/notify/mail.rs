@@ -1,8 +1,6 @@
 //! Mail: makes the message, and hands it to the program `sendmail` or to an SMTP server.
 
-use std::io::{Read, Write};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lettre::address::Envelope;
 use lettre::message::header::{HeaderName, HeaderValue};
@@ -11,14 +9,13 @@ use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Tls, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::{Address, Message, SmtpTransport, Transport};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 
 use super::config::{MailSettings, Smtp, SmtpMode};
 use super::deliver::DeliveryError;
 use super::people::People;
 use super::template::Rendered;
-use crate::host::Host;
+use crate::host::child::{self, Ended};
+use crate::host::{Cancel, Host};
 
 /// Who writes where nobody said.
 const AUTHOR: &str = "Proxmox VE";
@@ -26,10 +23,8 @@ const AUTHOR: &str = "Proxmox VE";
 const FROM: &str = "root";
 /// How long one step of a conversation may take.
 const STEP: Duration = Duration::from_secs(10);
-/// How often we look whether `sendmail` ended.
-const TICK: Duration = Duration::from_millis(20);
 /// How much of the complaints of `sendmail` is kept.
-const COMPLAINTS: u64 = 4096;
+const COMPLAINTS: usize = 4096;
 
 /// A message and whom it goes to.
 #[derive(Debug, Clone)]
@@ -101,50 +96,18 @@ impl Mail {
             return Err(DeliveryError::NoSendmail);
         };
         command.args(["-i", "-f", &self.from, "--"]).args(&self.to);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(failed)?;
         // Local programs have lines as local programs have them.
-        let text = self.bytes.iter().copied().filter(|byte| *byte != b'\r').collect::<Vec<u8>>();
-        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-        let writer = std::thread::spawn(move || stdin.map_or(Ok(()), |mut stdin| stdin.write_all(&text)));
-        let reader = std::thread::spawn(move || {
-            let mut said = Vec::new();
-            if let Some(mut stderr) = stderr {
-                // What cannot be read is only missing from the sentence; the rest is drained, so that nobody waits for us.
-                stderr.by_ref().take(COMPLAINTS).read_to_end(&mut said).unwrap_or_default();
-                std::io::copy(&mut stderr, &mut std::io::sink()).unwrap_or_default();
-            }
-            String::from_utf8_lossy(&said).into_owned()
-        });
-        let give_up = Instant::now() + limit;
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(failed)? {
-                break status;
-            }
-            if Instant::now() >= give_up {
-                // With its children; the threads end when the pipes are closed, and nobody waits for them.
-                if let Ok(pid) = i32::try_from(child.id()) {
-                    killpg(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_default();
-                }
-                child.wait().map_err(failed)?;
-                return Err(DeliveryError::Timeout(limit.as_secs()));
-            }
-            std::thread::sleep(TICK);
+        let text = self.bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
+        let output = match child::run(&mut command, Some(text), limit, &Cancel::new()).map_err(failed)? {
+            Ended::Exited(output) => output,
+            Ended::Late(_) | Ended::Cancelled => return Err(DeliveryError::Timeout(limit.as_secs())),
         };
-        if !status.success() {
-            // A child of its that keeps the pipe open must not hold us up.
-            let said = if reader.is_finished() || wait_for(&reader) {
-                reader.join().unwrap_or_default()
-            } else {
-                String::new()
-            };
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr[..output.stderr.len().min(COMPLAINTS)]);
             let why = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it did not say why");
-            return Err(DeliveryError::Sendmail(format!("{status}: {why}")));
+            return Err(DeliveryError::Sendmail(format!("{}: {why}", output.status)));
         }
-        match writer.is_finished().then(|| writer.join()) {
-            Some(Ok(Err(e))) => Err(failed(e)),
-            _ => Ok(()),
-        }
+        output.unfed.map_or(Ok(()), |e| Err(failed(e)))
     }
 
     /// Hands the message to the SMTP server.
@@ -175,14 +138,6 @@ impl Mail {
         }
         server.build().send_raw(&envelope, &self.bytes).map(drop).map_err(failed)
     }
-}
-
-/// Waits a moment for a thread that is about to end.
-fn wait_for<T>(thread: &std::thread::JoinHandle<T>) -> bool {
-    (0..25).any(|_| {
-        std::thread::sleep(TICK);
-        thread.is_finished()
-    })
 }
 
 /// An address for the message's head: local users are the node's own.

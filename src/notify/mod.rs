@@ -1,7 +1,7 @@
 //! Notifications: whom to tell ([`Config`], its matchers and endpoints), in which words ([`template`]), and how they get there
 //! (mail through `sendmail` or SMTP, gotify, webhooks). Knows nothing of backups: it takes a [`Notification`] and delivers it.
 //!
-//! Files, names and words are those of Proxmox VE's notification system, see `docs/notifications.md`. A target that cannot be
+//! Files, names and words are those of Proxmox VE's notification system, see `docs/NOTIFICATIONS.md`. A target that cannot be
 //! reached is reported to the caller and holds nobody up: every delivery has a deadline.
 
 mod config;
@@ -12,7 +12,6 @@ mod http;
 mod mail;
 mod matcher;
 mod people;
-mod sections;
 pub mod template;
 
 #[cfg(test)]

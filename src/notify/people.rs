@@ -1,15 +1,13 @@
 //! What the node's own files know for a delivery: mail addresses of its users, the sender of its mails, its proxy.
 
+use crate::config::{DatacenterCfg, UserCfg};
 use crate::host::Host;
-
-const USERS: &str = "/etc/pve/user.cfg";
-const DATACENTER: &str = "/etc/pve/datacenter.cfg";
 
 /// The node's knowledge.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct People {
-    users: String,
-    datacenter: String,
+    users: UserCfg,
+    datacenter: DatacenterCfg,
     /// The node's full name: the domain of local users.
     pub(super) fqdn: String,
 }
@@ -21,36 +19,23 @@ impl People {
             let bytes = std::fs::read(host.path(path)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
         };
-        Self { users: read(USERS), datacenter: read(DATACENTER), fqdn: host.fqdn() }
+        let (users, datacenter) = (read(UserCfg::PATH), read(DatacenterCfg::PATH));
+        Self { users: UserCfg::parse(&users), datacenter: DatacenterCfg::parse(&datacenter), fqdn: host.fqdn() }
     }
 
     /// The mail address of user `name` (`root@pam`).
     pub(super) fn address_of(&self, name: &str) -> Option<String> {
-        // user:<name>:<enabled>:<expires>:<first name>:<last name>:<address>:<comment>:<keys>:
-        let user = |line: &str| {
-            let fields: Vec<&str> = line.split(':').map(str::trim).collect();
-            let found = fields.first() == Some(&"user") && fields.get(1) == Some(&name);
-            found.then(|| fields.get(6).copied().unwrap_or_default().to_owned())
-        };
-        self.users.lines().find_map(user).filter(|address| !address.is_empty())
+        self.users.email(name).map(str::to_owned)
     }
 
     /// Who mails come from, as far as the node's administrator said.
     pub(super) fn email_from(&self) -> Option<String> {
-        self.setting("email-from")
+        self.datacenter.email_from().map(str::to_owned)
     }
 
     /// The proxy for HTTP.
     pub(super) fn http_proxy(&self) -> Option<String> {
-        self.setting("http_proxy")
-    }
-
-    fn setting(&self, key: &str) -> Option<String> {
-        let value = |line: &str| {
-            let (k, value) = line.split_once(':')?;
-            (k.trim() == key).then(|| value.trim().to_owned())
-        };
-        self.datacenter.lines().find_map(value).filter(|value| !value.is_empty())
+        self.datacenter.http_proxy().map(str::to_owned)
     }
 }
 
@@ -61,10 +46,12 @@ mod tests {
     #[test]
     fn addresses_and_settings() {
         let people = People {
-            users:
-                "user:root@pam:1:0:::root@example.com:::\r\nuser:a@pve:1:0:A:B::c::\nuser:x\ngroup:user:root@pam::\n"
-                    .into(),
-            datacenter: "keyboard: en-us\nemail-from: pve@example.com\r\nhttp_proxy: http://proxy:3128\n".into(),
+            users: UserCfg::parse(
+                "user:root@pam:1:0:::root@example.com:::\r\nuser:a@pve:1:0:A:B::c::\nuser:x\ngroup:user:root@pam::\n",
+            ),
+            datacenter: DatacenterCfg::parse(
+                "keyboard: en-us\nemail_from: pve@example.com\r\nhttp_proxy: http://proxy:3128\n",
+            ),
             fqdn: "pve1.example.com".into(),
         };
         assert_eq!(people.address_of("root@pam").as_deref(), Some("root@example.com"));

@@ -22,7 +22,7 @@ pub use agent::{Agent, FreezeStatus, FsFreeze};
 pub use broken::Broken;
 pub use error::QemuError;
 pub use fleecing::{Fleecing, FleecingFormat, remove_stale_files};
-pub use qmp::{Event, Qmp};
+pub use qmp::Qmp;
 pub use session::{AtInstant, DiskSpec, Export, Session, SessionSpec};
 pub use sweep::{Swept, sweep};
 

@@ -1,4 +1,4 @@
-//! The QEMU Machine Protocol: one connection, commands with deadlines, typed errors, events set aside.
+//! The QEMU Machine Protocol: one connection, commands with deadlines, typed errors. Events are passed over.
 //!
 //! Only one client at a time can talk to a QMP socket, and on a node everybody wants to: connect, do one short batch,
 //! drop. Protocol: docs/interop/qmp-spec in QEMU.
@@ -15,26 +15,14 @@ use crate::host::Cancel;
 const WHAT: &str = "QMP";
 /// `query-qmp-schema` is 240 KiB; a guest with hundreds of nodes stays far below this.
 const LINE_LIMIT: usize = 32 << 20;
-/// Nobody needs more events than that from a connection that lives for milliseconds.
-const EVENTS_KEPT: usize = 1000;
 /// Deadline of commands that do not name one.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// An event that arrived while we were waiting for answers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// `STOP`, `RESUME`, `BLOCK_JOB_COMPLETED` ...
-    pub name: String,
-    /// Its `data`, `null` when it has none.
-    pub data: Value,
-}
 
 /// A connection to a QMP socket, ready for commands.
 pub struct Qmp {
     socket: LineSocket,
     version: (u32, u32, u32),
     next_id: u64,
-    events: Vec<Event>,
     #[cfg(test)]
     pub(super) fuse: Option<usize>,
 }
@@ -76,7 +64,6 @@ impl Qmp {
             socket,
             version,
             next_id: 1,
-            events: Vec::new(),
             #[cfg(test)]
             fuse: None,
         };
@@ -156,11 +143,7 @@ impl Qmp {
             let line = self.socket.line(command, deadline, cancel)?;
             let mut reply: Value =
                 serde_json::from_slice(&line).map_err(|e| self.socket.protocol(command, format!("not JSON: {e}")))?;
-            if let Some(name) = reply["event"].as_str() {
-                if self.events.len() == EVENTS_KEPT {
-                    self.events.remove(0);
-                }
-                self.events.push(Event { name: name.into(), data: reply["data"].take() });
+            if reply.get("event").is_some() {
                 continue;
             }
             // An error in the request itself comes back without an id; there is only one request in flight.
@@ -177,14 +160,6 @@ impl Qmp {
         }
     }
 
-    /// Executes several actions all or nothing.
-    ///
-    /// # Errors
-    /// As [`Qmp::execute`]; then none of the actions has happened.
-    pub fn transaction(&mut self, actions: Vec<Value>) -> Result<(), QemuError> {
-        self.execute("transaction", json!({ "actions": actions })).map(drop)
-    }
-
     /// Executes a line of the human monitor and returns what it printed.
     ///
     /// # Errors
@@ -192,11 +167,6 @@ impl Qmp {
     pub fn human(&mut self, line: &str) -> Result<String, QemuError> {
         let answer = self.execute("human-monitor-command", json!({ "command-line": line }))?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
-    }
-
-    /// Takes the events that arrived so far, oldest first; of more than 1000 the oldest are dropped.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        std::mem::take(&mut self.events)
     }
 
     /// Tests stop us after every single command, as a KILL would.

@@ -2,12 +2,16 @@
 
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::{JobsCfg, JobsJsonError, VzdumpCron};
-use crate::host::Host;
+use crate::host::child::{self, Ended};
+use crate::host::{Cancel, Host};
 
 /// More than this is no list of jobs.
 const LONGEST: u64 = 64 << 20;
+/// How long `pvesh` may take; a node that is busy needs seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A place jobs are read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,12 +71,19 @@ impl Source {
             Self::Pvesh => {
                 let path = id.map_or_else(|| "/cluster/backup".to_owned(), |id| format!("/cluster/backup/{id}"));
                 let words = ["get", &path, "--output-format", "json"];
-                let output = host.command("pvesh").args(words).output().map_err(SourceError::NoPvesh)?;
-                if !output.status.success() {
-                    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                    let said = if said.is_empty() { output.status.to_string() } else { said };
-                    return Err(SourceError::Pvesh { command: format!("pvesh {}", words.join(" ")), said });
-                }
+                let shown = || format!("pvesh {}", words.join(" "));
+                let ended = child::run(host.command("pvesh").args(words), None, PATIENCE, &Cancel::new());
+                let output = match ended.map_err(SourceError::NoPvesh)? {
+                    Ended::Exited(output) if output.status.success() => output,
+                    Ended::Exited(output) => {
+                        return Err(SourceError::Pvesh { command: shown(), said: output.complaint() });
+                    }
+                    // Nobody but the deadline ends it.
+                    Ended::Late(_) | Ended::Cancelled => {
+                        let said = format!("not finished after {} seconds", PATIENCE.as_secs());
+                        return Err(SourceError::Pvesh { command: shown(), said });
+                    }
+                };
                 Ok(JobsCfg::from_json(&String::from_utf8_lossy(&output.stdout))?)
             }
         }

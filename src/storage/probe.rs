@@ -8,13 +8,14 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 use crate::host::Host;
+use crate::host::child::reap;
 
 /// The word our program is called with as a helper.
 pub const WORD: &str = "probe";
@@ -134,15 +135,5 @@ fn read_until(pipe: &mut ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> 
             0 => return Ok(said),
             read => said.extend_from_slice(&piece[..read]),
         }
-    }
-}
-
-/// Ends a child and takes leave of it: waits only as long as one needs that can be ended at all.
-pub(super) fn reap(child: &mut Child) {
-    let give_up = Instant::now() + Duration::from_millis(500);
-    // Had it ended by itself, this would find nobody.
-    child.kill().unwrap_or_default();
-    while Instant::now() < give_up && matches!(child.try_wait(), Ok(None)) {
-        std::thread::sleep(Duration::from_millis(1));
     }
 }

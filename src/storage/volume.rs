@@ -4,17 +4,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use std::process::Command;
+use std::time::Duration;
 
 use super::mounts::mount_of;
-use super::probe::{self, Question};
+use super::probe::Question;
 use super::volid::{VolId, VolIdError};
 use crate::config::{Storage, StorageCfg, StorageError};
-use crate::host::Host;
+use crate::host::{Cancel, Host, child};
 use crate::schema::Vmid;
 
 /// How long the node may take to mount a storage: its own checks of the server take ten seconds each.
@@ -121,7 +118,8 @@ impl Volumes {
         if storage.is_network() && self.host.has_command("pvesm") {
             // Asked for its state, the node mounts it. What it complains about shows in the second look.
             let mut status = self.host.command("pvesm");
-            activate(status.args(["status", "--storage", &storage.id]));
+            status.args(["status", "--storage", &storage.id]);
+            child::run(&mut status, None, ACTIVATION, &Cancel::new()).map(drop).unwrap_or_default();
             if self.is_mounted(storage, &path)? {
                 return Ok(());
             }
@@ -219,22 +217,5 @@ impl VolumeError {
             }
             _ => Self::File { operation: "using", path, source: error },
         }
-    }
-}
-
-/// Runs a command that may hang on a dead server; one that takes too long is killed with its children.
-fn activate(command: &mut Command) {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let Ok(mut child) = quiet.spawn() else { return };
-    let give_up = Instant::now() + ACTIVATION;
-    while matches!(child.try_wait(), Ok(None)) {
-        if Instant::now() > give_up {
-            if let Ok(group) = i32::try_from(child.id()) {
-                // Every command of ours leads a group of its own.
-                killpg(Pid::from_raw(group), Signal::SIGKILL).unwrap_or_default();
-            }
-            return probe::reap(&mut child);
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -162,19 +162,6 @@ impl Index {
     pub fn iter(&self) -> impl Iterator<Item = Frame> + '_ {
         self.entries.chunks_exact(ENTRY).map(decode)
     }
-
-    /// The frame that holds a cluster, and its offset in the container. Looks through all frames.
-    pub fn locate(&self, device: u8, cluster: u32) -> Option<(Frame, u64)> {
-        let mut offset = 0;
-        for frame in self.iter() {
-            let run = u64::from(frame.first)..u64::from(frame.first) + u64::from(frame.clusters);
-            if frame.device == device && device != 0 && run.contains(&u64::from(cluster)) {
-                return Some((frame, offset));
-            }
-            offset += u64::from(frame.packed);
-        }
-        None
-    }
 }
 
 /// Collects the index while the frames are written; 16 bytes of memory per frame.

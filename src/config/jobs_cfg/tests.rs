@@ -32,12 +32,27 @@ fn a_job_means_a_command_line() {
     assert_eq!(request.params().text("job-id"), Some("backup-nightly"));
     assert_eq!(
         request.command_line(),
-        "vzdump 101 102 --all 0 --compress zstd --exclude-path '/tmp/a b' --exclude-path /var/c --mode snapshot \
+        "vzdump 101 102 --all 0 --compress zstd --exclude-path '/tmp/a b' --exclude-path /var/c --job-id backup-nightly --mode snapshot \
          --notes-template '{{guestname}} nightly' --prune-backups 'keep-daily=7,keep-last=3' --quiet 1 \
          --script /root/hook.pl --storage bk"
     );
     let round = JobsCfg::from_json(&job.to_json().to_string()).unwrap();
-    assert_eq!(round.jobs[0].words(), job.words());
+    assert_eq!(round.jobs[0].request().unwrap(), request);
+}
+
+#[test]
+fn a_value_is_never_an_option() {
+    let request = |value: &str| {
+        let cfg = JobsCfg::parse(&format!("vzdump: a\n\tvmid 100\n\tstorage bk\n\tnotes-template {value}\n"));
+        cfg.jobs[0].request().map(|request| request.params().text("notes-template").map(str::to_owned))
+    };
+    assert_eq!(request("--all 1").unwrap().as_deref(), Some("--all 1"));
+    let cfg = JobsCfg::parse("vzdump: a\n\tvmid --all\n\tmode --stop\n");
+    let error = cfg.jobs[0].request().unwrap_err().to_string();
+    assert!(error.starts_with("job 'a' cannot run: mode: value '--stop'"), "{error}");
+    assert!(error.contains("; vmid: ") && error.lines().count() == 1, "{error}");
+    let twice = JobsCfg::parse("vzdump: a\n\tall 1\n\tmode stop\n\tmode suspend\n");
+    assert_eq!(twice.jobs[0].request().unwrap().command_line(), "vzdump --all 1 --job-id a --mode suspend --quiet 1");
 }
 
 #[test]
@@ -53,7 +68,8 @@ fn json_of_the_interface() {
         let request = cfg.get("a").unwrap().request().unwrap();
         assert_eq!(
             request.command_line(),
-            "vzdump 101 102 --all 0 --compress zstd --mode snapshot --prune-backups 'keep-daily=7,keep-last=3' --quiet 1"
+            "vzdump 101 102 --all 0 --compress zstd --job-id a --mode snapshot --prune-backups 'keep-daily=7,keep-last=3' \
+             --quiet 1"
         );
     }
     assert!(JobsCfg::from_json("[]").unwrap().jobs.is_empty());
@@ -70,8 +86,8 @@ fn bad_lines_are_told_and_left_out() {
         JobsCfg::parse("junk\n\tall 1\n\n\tall 1\nvzdump: a\n\tall 1\nvzdump: a\n\tall 0\nvzdump: a/b\nvzdump:\n");
     assert_eq!(cfg.jobs.len(), 1);
     assert_eq!(cfg.jobs[0].get("all"), Some("1"));
-    assert_eq!(cfg.warnings.len(), 5, "{:?}", cfg.warnings);
-    assert_eq!(cfg.warnings[2], "line 7: job 'a' is ignored: defined twice");
+    assert_eq!(cfg.warnings.len(), 6, "{:?}", cfg.warnings);
+    assert_eq!(cfg.warnings[3], "line 7: job 'a' is ignored: defined twice");
 }
 
 #[test]
@@ -92,8 +108,15 @@ fn lines_of_the_old_cron_file() {
     assert_eq!(schedules, ["sat 2:0", "mon,tue,wed,thu,fri 21:30", "1:15", "*-*-1 8,9,10,20:0,20,40"]);
     assert!(schedules.iter().all(|schedule| schedule.parse::<crate::schedule::CalendarEvent>().is_ok()));
     let lines: Vec<_> = cron.jobs.iter().map(|job| job.request().unwrap().command_line()).collect();
-    assert_eq!(lines[0], "vzdump --all 1 --mode snapshot --quiet 1 --storage bk");
-    assert_eq!(lines[1], "vzdump 100 101 --compress zstd --notes-template '{{guestname}} x' --quiet 1 --storage bk");
+    let names: Vec<_> = cron.jobs.iter().map(BackupJob::id).collect();
+    assert_eq!(lines[0], format!("vzdump --all 1 --job-id {} --mode snapshot --quiet 1 --storage bk", names[0]));
+    assert_eq!(
+        lines[1],
+        format!(
+            "vzdump 100 101 --compress zstd --job-id {} --notes-template '{{{{guestname}}}} x' --quiet 1 --storage bk",
+            names[1]
+        )
+    );
     assert!(cron.jobs[1].is_enabled() && !cron.jobs[2].is_enabled());
     assert_eq!(cron.warnings.len(), 5, "{:?}", cron.warnings);
     // Names do not depend on what else stands in the file.

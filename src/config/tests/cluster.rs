@@ -78,7 +78,6 @@ fn bad_lines_are_named() {
             "file /etc/pve/storage.cfg line 1 - ignore config line: junk",
             "file /etc/pve/storage.cfg line 2 - ignore config line: lost 1",
             "file /etc/pve/storage.cfg line 7 (skip section 'a'): there is one of this name already",
-            "file /etc/pve/storage.cfg line 8 - ignore config line: path /b",
             "file /etc/pve/storage.cfg line 9 - ignore config line: dir x",
         ]
     );

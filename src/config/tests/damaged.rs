@@ -22,7 +22,7 @@ fn parse_all(text: &str) {
     DatacenterCfg::parse(text);
     Vmlist::parse(text);
     cluster_name(text);
-    Sections::parse(text, "x", |kind, id| (kind.to_owned(), id.to_owned()));
+    Sections::parse(text, |kind, id| (kind.to_owned(), id.to_owned()));
 }
 
 #[test]
@@ -123,8 +123,8 @@ proptest! {
             }
             text += if *spaced { end } else { "" };
         }
-        let parsed = Sections::parse(&text, "x", |_, id| id.to_owned());
-        prop_assert_eq!(parsed.warnings.len(), 0);
+        let parsed = Sections::parse(&text, |_, id| id.to_owned());
+        prop_assert_eq!(parsed.faults.len(), 0);
         let read: Vec<_> = parsed.sections.iter().map(|section| {
             let properties = section.properties().map(|(key, value)| (key.to_owned(), value.to_owned()));
             (section.kind.clone(), properties.collect::<Vec<_>>())

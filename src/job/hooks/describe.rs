@@ -1,5 +1,5 @@
 //! The description of a call that hooks get on standard input when `hook-json` is on: one JSON object, whose shape is
-//! promised in `docs/hooks.md`. Fields may be added; what is there keeps its meaning as long as `version` is the same.
+//! promised in `docs/HOOKS.md`. Fields may be added; what is there keeps its meaning as long as `version` is the same.
 
 use serde::Serialize;
 

@@ -1,0 +1,207 @@
+//! Commands that may hang: run with a deadline and the wish to stop, as a process group of their own, which is ended whole. TERM
+//! first, KILL for those that do not listen. Nobody waits for a process that cannot be ended, or for one that has our pipes.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
+use super::Cancel;
+
+/// How often we look whether a command ended or is to stop.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a command that ended may leave its output open, to a child of its in the background.
+pub const DRAIN: Duration = Duration::from_millis(500);
+/// How long a command may take to end after TERM before it is killed.
+pub const TERM_GRACE: Duration = Duration::from_secs(5);
+/// What is kept of an output; the rest is read and forgotten.
+const LONGEST: u64 = 64 << 20;
+
+/// How a command ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By itself.
+    Exited(Output),
+    /// By us: it took longer than this.
+    Late(Duration),
+    /// By us: somebody asked to stop.
+    Cancelled,
+}
+
+/// What a command that ended by itself left.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it complained about.
+    pub stderr: Vec<u8>,
+    /// Why it did not get all of its input.
+    pub unfed: Option<io::Error>,
+}
+
+impl Output {
+    /// What it complained about, else how it ended.
+    pub fn complaint(&self) -> String {
+        let said = String::from_utf8_lossy(&self.stderr).trim().to_owned();
+        if said.is_empty() { self.status.to_string() } else { said }
+    }
+}
+
+/// Runs `command` with `input` to its end, to the end of `limit`, or until `cancel` is set.
+///
+/// # Errors
+/// When it cannot be run, or not be ended.
+pub fn run(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel: &Cancel) -> io::Result<Ended> {
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    let give_up = Instant::now() + limit;
+    let mut child = command.spawn()?;
+    let feeder = child
+        .stdin
+        .take()
+        .zip(input)
+        .map(|(mut stdin, input)| std::thread::spawn(move || stdin.write_all(&input).err()));
+    let outputs = (child.stdout.take().map(Reader::start), child.stderr.take().map(Reader::start));
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        let late = Instant::now() >= give_up;
+        if late || cancel.is_set() {
+            end_group(&mut child)?;
+            return Ok(if late { Ended::Late(limit) } else { Ended::Cancelled });
+        }
+        std::thread::sleep(TICK);
+    };
+    let drained = Instant::now() + DRAIN;
+    let [stdout, stderr] = [outputs.0, outputs.1].map(|reader| reader.map_or_else(Vec::new, |r| r.take(drained)));
+    // A feeder that is stuck feeds a child of the command, which is none of ours.
+    let unfed = feeder.filter(JoinHandle::is_finished).and_then(|feeder| feeder.join().ok().flatten());
+    Ok(Ended::Exited(Output { status, stdout, stderr, unfed }))
+}
+
+/// Reads an output in a thread of its own: a child of the command may keep it open for ever.
+struct Reader {
+    said: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Reader {
+    fn start(mut pipe: impl Read + Send + 'static) -> Self {
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&said);
+        let thread = std::thread::spawn(move || {
+            let mut piece = vec![0; 64 << 10];
+            while let Ok(read @ 1..) = pipe.read(&mut piece) {
+                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                if kept.len() as u64 <= LONGEST {
+                    kept.extend_from_slice(&piece[..read]);
+                }
+            }
+        });
+        Self { said, thread }
+    }
+
+    fn take(self, until: Instant) -> Vec<u8> {
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Ends a command and all it started.
+fn end_group(child: &mut Child) -> io::Result<()> {
+    let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    signal_group(group, Signal::SIGTERM)?;
+    let give_up = Instant::now() + TERM_GRACE;
+    while Instant::now() < give_up && !has_ended(group)? {
+        std::thread::sleep(TICK);
+    }
+    // The command itself was not waited for yet, so that the group's number is still its own.
+    signal_group(group, Signal::SIGKILL)?;
+    reap(child);
+    Ok(())
+}
+
+/// Sends `signal` to a process group; one that is gone is fine.
+///
+/// # Errors
+/// As killpg(2).
+pub fn signal_group(group: Pid, signal: Signal) -> io::Result<()> {
+    match killpg(group, signal) {
+        Err(Errno::ESRCH) | Ok(()) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether a child has ended; it can still be waited for.
+///
+/// # Errors
+/// As waitid(2).
+pub fn has_ended(child: Pid) -> io::Result<bool> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    Ok(!matches!(waitid(Id::Pid(child), flags)?, WaitStatus::StillAlive))
+}
+
+/// Kills a child and takes leave of it: waits only as long as one needs that can be ended at all.
+pub fn reap(child: &mut Child) {
+    let give_up = Instant::now() + DRAIN;
+    // Had it ended by itself, this would find nobody.
+    child.kill().unwrap_or_default();
+    while Instant::now() < give_up && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn what_a_command_says() {
+        let mut command = shell("cat; echo bad >&2; exit 3");
+        let ended = run(&mut command, Some(b"fed".to_vec()), Duration::from_secs(30), &Cancel::new()).unwrap();
+        let Ended::Exited(output) = ended else { panic!("{ended:?}") };
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"fed"[..]));
+        assert_eq!((output.complaint().as_str(), output.unfed.is_none()), ("bad", true));
+        // A child in the background that keeps the pipes holds nobody up.
+        let begun = Instant::now();
+        let ended = run(&mut shell("echo a; sleep 20 &"), None, Duration::from_secs(30), &Cancel::new()).unwrap();
+        let Ended::Exited(output) = ended else { panic!("{ended:?}") };
+        assert!(output.stdout == b"a\n" && begun.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn who_hangs_is_ended_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 60 & echo $! > '{}'; wait", pid.display());
+        let limit = Duration::from_millis(500);
+        assert!(matches!(run(&mut shell(&script), None, limit, &Cancel::new()), Ok(Ended::Late(_))));
+        let child: u32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while super::super::procfs::start_time(child).is_ok_and(|start| super::super::procfs::is_alive(child, start)) {
+            assert!(Instant::now() < give_up, "{child}");
+        }
+        let cancel = Cancel::new();
+        cancel.set();
+        let ended = run(&mut shell("sleep 60"), None, Duration::from_secs(60), &cancel);
+        assert!(matches!(ended, Ok(Ended::Cancelled)), "{ended:?}");
+    }
+}
