@@ -69,6 +69,8 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         // Less than a second has no rate.
         (r"^(.*transferred SIZE) in N seconds.*", "$1"),
         (r"vzdumptmp\d+", "vzdumptmpN"),
+        // The program of the recordings ran a job without telling its name.
+        (r" --job-id backup-[\w-]+", ""),
     ]
     .into_iter()
     .map(|(pattern, to)| (Regex::new(pattern).expect("rule"), to))
