@@ -14,7 +14,7 @@ use crate::job::log::{Kind, LogSink, Terminal};
 use crate::job::tasklog::Outcome;
 use crate::job::upid::Upid;
 use crate::restore::execute::{Data, ExecuteError, Tools, execute};
-use crate::restore::plan::{Device, Existing, Options, check_existing, plan};
+use crate::restore::plan::{Device, Existing, Options, Refusal, check_existing, plan};
 use crate::restore::volumes::NodeVolumes;
 use crate::schema::{self, RestoreOptions, tables::QMRESTORE};
 use anyhow::{Context, Result, anyhow, bail};
@@ -56,8 +56,12 @@ pub fn run(args: &[OsString]) -> ExitCode {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("can't find file '{0}'")]
-struct NoArchive(String);
+enum NoArchive {
+    #[error("can't find file '{0}'")]
+    File(String),
+    #[error("volume '{0}' does not exist")]
+    Volume(String),
+}
 
 /// Where the archive comes from.
 enum Input {
@@ -119,16 +123,22 @@ impl<'a> Restore<'a> {
             Ok(existing) => existing,
             Err(e) => return Err(cleared(record, e)),
         };
-        if let Err(refusal) = check_existing(&self.options, self.host.node(), existing.as_ref()) {
-            return Err(cleared(record, refusal.into()));
-        }
+        let refused = match check_existing(&self.options, self.host.node(), existing.as_ref()) {
+            Ok(()) => None,
+            // The original looks for these in its task.
+            Err(refusal @ (Refusal::Running(_) | Refusal::Protected(_))) => Some(refusal),
+            Err(refusal) => return Err(cleared(record, refusal.into())),
+        };
         let task = Upid::for_us(self.host, "qmrestore", &vmid.to_string(), "root@pam")
             .and_then(|upid| LogSink::start(self.host, Terminal::Stdout, Some(upid)));
         let log = match task {
             Ok(log) => log,
             Err(e) => return Err(cleared(record, anyhow!("the task record cannot be started: {e}"))),
         };
-        let result = self.guarded(input, record, existing.as_ref(), &log);
+        let result = match refused {
+            Some(refusal) => Err(cleared(record, refusal.into())),
+            None => self.guarded(input, record, existing.as_ref(), &log),
+        };
         let outcome = match &result {
             Ok(()) => Outcome::Ok,
             Err(e) => Outcome::Error(format!("{e:#}")),
@@ -252,19 +262,24 @@ impl<'a> Restore<'a> {
         if self.archive == "-" {
             return Ok(Input::Stdin);
         }
-        let path = match self.archive.split_once(":backup/") {
+        let (path, missing) = match self.archive.split_once(":backup/") {
             Some((id, file)) if !id.is_empty() && !id.contains('/') => {
                 let storage = self.storages.usable(id, self.host.node())?;
                 let dir = storage.dump_dir().with_context(|| format!("storage '{id}' keeps no backups as files"))?;
                 if file.split('/').any(|part| part == "..") {
                     bail!("'{}' is no volume of storage '{id}'", self.archive);
                 }
-                dir.join(file)
+                (dir.join(file), NoArchive::Volume(self.archive.clone()))
             }
-            _ => std::path::absolute(&self.archive).with_context(|| format!("'{}' is no path", self.archive))?,
+            _ => {
+                let path =
+                    std::path::absolute(&self.archive).with_context(|| format!("'{}' is no path", self.archive))?;
+                let missing = NoArchive::File(path.display().to_string());
+                (path, missing)
+            }
         };
         if !self.host.path(&path).exists() {
-            return Err(NoArchive(path.display().to_string()).into());
+            return Err(missing.into());
         }
         Ok(Input::File(path))
     }

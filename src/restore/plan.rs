@@ -115,8 +115,8 @@ pub enum Refusal {
     #[error("unable to restore VM {0} - vm is running")]
     Running(u32),
     /// The guest to be overwritten is locked.
-    #[error("VM is locked ({0})")]
-    Locked(String),
+    #[error("unable to restore VM {0} - VM is locked ({1})")]
+    Locked(u32, String),
     /// The guest to be overwritten is protected.
     #[error("unable to restore VM {0} - protection mode enabled")]
     Protected(u32),
@@ -150,7 +150,7 @@ pub fn check_existing(options: &Options, node: &str, existing: Option<&Existing>
     }
     let config = GuestConfig::parse(&guest.config);
     if let Some(lock) = config.lock() {
-        return Err(Refusal::Locked(lock));
+        return Err(Refusal::Locked(vmid, lock));
     }
     if guest.running {
         return Err(Refusal::Running(vmid));

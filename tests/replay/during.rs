@@ -66,6 +66,11 @@ impl During {
         if find(r"\b(holds|held|has|had)\b.*\block\b|\block\b.*\bheld\b").is_some() {
             return Ok(Self::Locked(seconds));
         }
+        // However it was put: somebody else had the lock.
+        let said = case.said();
+        if said.contains("trying to get global lock") || said.contains("(wait = 0)") {
+            return Ok(Self::Locked(said.contains("got global lock").then_some(after)));
+        }
         Err(format!("during: '{text}' is not understood"))
     }
 

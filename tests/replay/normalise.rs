@@ -33,6 +33,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^/bin/bash: line 1: ", "of the shell between them,"),
     (r"^no lock found trying to remove 'create' +lock$", "and of the clean-up that the original leaves half done"),
     (r"^removed the placeholder config of VM \d+$", "that vzkeep does not"),
+    (r"^replaced volume '\S+' removed$", "the disks that --force replaces go only when the new ones are complete"),
     (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
@@ -46,6 +47,8 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"exit code 133$|unable to restore VM \d+ - archive '[^']*': reading at byte \d+ .*", "ARCHIVE BROKEN"),
         // Where in its source the original failed.
         (r" at /usr/share/perl5/\S+ line \d+\.$", ""),
+        // With --force the old disks are still there, so that the new ones have other numbers.
+        (r"^((?:new volume ID is|map '[\w-]+' to|temporary volume) '\S*vm-\d+-disk-)\d+", "${1}N"),
         (r"^CFG: size: \d+ ", "CFG: size: N "),
         (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
         (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),

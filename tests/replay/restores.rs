@@ -14,7 +14,9 @@ pub fn is_restore(case: &Case) -> bool {
 pub fn prepare(node: &Node, case: &Case) {
     let argv = case.argv();
     let said = case.said();
-    let Some(archive) = argv.get(1).filter(|_| !said.contains("can't find file")) else { return };
+    let missing = argv.get(1).map(|volume| format!("volume '{volume}' does not exist"));
+    let gone = said.contains("can't find file") || missing.is_some_and(|words| said.contains(&words));
+    let Some(archive) = argv.get(1).filter(|_| !gone) else { return };
     let bytes = archive_of_100(node);
     // The recorded archive was cut off.
     let cut = said.contains("premature end") || said.contains("short vma extent");
@@ -30,7 +32,8 @@ pub fn prepare(node: &Node, case: &Case) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(&path, &bytes[..if cut { bytes.len() / 2 } else { bytes.len() }]).unwrap();
     let Some(vmid) = argv.get(2).and_then(|word| word.parse::<u32>().ok()) else { return };
-    let wanted = said.contains("already exists") || argv.iter().any(|word| word == "--force");
+    let wanted = said.contains("already exists")
+        || argv.iter().any(|word| word.trim_start_matches('-').starts_with("forc") && word.starts_with('-'));
     let there = node.config_path(vmid).exists();
     if wanted && !there {
         node.ok("qmrestore", &[path.to_str().unwrap(), &vmid.to_string(), "--storage", "local"]).unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use regex::Regex;
 
@@ -45,10 +46,13 @@ impl<'a> Scene<'a> {
         }
         let changes = case.changes().iter().map(|text| change(text)).collect::<Result<Vec<_>, _>>()?;
         let storages =
-            case.storages().iter().map(|(name, how)| small_storage(name, how)).collect::<Result<Vec<_>, _>>()?;
+            case.storages().iter().map(|(name, how)| made_storage(name, how)).collect::<Result<Vec<_>, _>>()?;
         let mut scene = Self { node, undo: Vec::new(), seeds: Seeds::default() };
         for (path, size, entry) in storages {
-            scene.mount(&path, size);
+            match size {
+                Some(size) => scene.mount(&path, size),
+                None => std::fs::create_dir_all(node.path(&path)).unwrap(),
+            }
             scene.edit(&node.path("/etc/pve/storage.cfg"), |text| format!("{text}\n{entry}"));
         }
         scene.hide_later_guests(case);
@@ -64,8 +68,11 @@ impl<'a> Scene<'a> {
                 scene.undo.push(Undo::SwitchOff(vmid));
             }
             // A guest that is still booting after the case before does not listen to its power button.
-            if std::fs::read_to_string(node.config_path(vmid)).unwrap().contains("guest.img") {
-                node.witness(vmid, "status").unwrap();
+            let boots = std::fs::read_to_string(node.config_path(vmid)).unwrap().contains("guest.img");
+            if boots && node.witness_within(vmid, "status", Duration::from_secs(40)).is_err() {
+                // One that was told to switch itself off in the case before, and got stuck.
+                node.ok("qm", &["stop", &vmid.to_string(), "--skiplock"]).unwrap();
+                node.start(vmid).unwrap();
             }
         }
         for dir in dump_dirs(node, case) {
@@ -182,17 +189,20 @@ fn change(text: &str) -> Result<Change, String> {
     Err(format!("change: '{text}' is not understood"))
 }
 
-/// `dir on a 20 MiB tmpfs at /mnt/full, content backup`: path, size in bytes, and its part of `storage.cfg`.
-fn small_storage(name: &str, how: &str) -> Result<(String, u64, String), String> {
+/// `dir on a 20 MiB tmpfs at /mnt/full, content backup`: path, size in bytes (none without the tmpfs), and its part of
+/// `storage.cfg`.
+fn made_storage(name: &str, how: &str) -> Result<(String, Option<u64>, String), String> {
     let shape =
-        Regex::new(r"^dir on an? (\d+) ([KMG])iB tmpfs at (/\S+?)(?:, content (\S+))?((?:, [a-z-]+ \S+)*)$").unwrap();
+        Regex::new(r"^dir(?: on an? (\d+) ([KMG])iB tmpfs)? at (/\S+?)(?:, content (\S+))?((?:, [a-z-]+ \S+)*)$")
+            .unwrap();
     let found = shape.captures(how).ok_or_else(|| format!("storage {name}: '{how}' is not understood"))?;
-    let shift = match &found[2] {
+    let shift = match found.get(2).map_or("", |unit| unit.as_str()) {
         "K" => 10,
         "M" => 20,
         _ => 30,
     };
-    let size = found[1].parse::<u64>().map_err(|e| format!("storage {name}: '{how}': {e}"))? << shift;
+    let number = found.get(1).map(|number| number.as_str().parse::<u64>()).transpose();
+    let size = number.map_err(|e| format!("storage {name}: '{how}': {e}"))?.map(|number| number << shift);
     let content = found.get(4).map_or("backup", |m| m.as_str());
     let more = found[5].replace(", ", "\n\t");
     Ok((found[3].to_owned(), size, format!("dir: {name}\n\tpath {}\n\tcontent {content}{more}\n", &found[3])))

@@ -103,7 +103,7 @@ fn an_existing_guest_is_refused_unless_forced_and_at_rest() {
         refusal(&force, &Existing { running: true, ..guest.clone() }),
         "unable to restore VM 300 - vm is running"
     );
-    assert_eq!(refusal(&force, &existing("lock: backup\n")), "VM is locked (backup)");
+    assert_eq!(refusal(&force, &existing("lock: backup\n")), "unable to restore VM 300 - VM is locked (backup)");
     assert_eq!(refusal(&force, &existing("protection: 1\n")), "unable to restore VM 300 - protection mode enabled");
     assert!(refusal(&force, &Existing { node: "pve2".into(), ..guest.clone() }).ends_with("exists on node 'pve2'"));
     assert!(refusal(&force, &Existing { container: true, ..guest.clone() }).contains("CT 300 already exists"));
