@@ -1,5 +1,7 @@
 //! The pages of the documentation name every option and every error there is, and their links lead somewhere.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
