@@ -1,24 +1,30 @@
 //! Replays recorded runs of the stock programs on a node of the lab and compares, after normalisation: exit code, terminal,
-//! task log, the guests' log files, notes, hook calls with arguments, environment and what they found, the files left, the
-//! line in the index of tasks and those in the system log.
+//! task log, the guests' log files, notes, hook calls with arguments, environment and what they found, what the notification
+//! system was given, the files left, the line in the index of tasks and those in the system log.
 //! `GOLDEN_DIR` names the folder of recordings; any case found there is run, or named as pending, and one whose circumstances
 //! are not understood fails.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod lab;
+mod peers {
+    #[expect(dead_code, reason = "headers are of interest elsewhere")]
+    pub mod http;
+}
 mod replay {
     pub mod case;
     pub mod during;
     pub mod files;
     pub mod jobs;
     pub mod normalise;
+    pub mod notify;
     pub mod pending;
     pub mod record;
     pub mod restores;
     pub mod scene;
 }
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use lab::Node;
@@ -27,7 +33,7 @@ use replay::during::{self, During};
 use replay::normalise::lines;
 use replay::record::{SystemLog, index, recorded_syslog, task_log};
 use replay::scene::Scene;
-use replay::{files, jobs, pending, restores};
+use replay::{files, jobs, notify, pending, restores};
 
 fn golden() -> Option<PathBuf> {
     let dir = std::env::var_os("GOLDEN_DIR")
@@ -52,18 +58,21 @@ fn recorded_runs_replay_equal() {
     let mut replayed = 0;
     let node = Node::like(&golden.join("node")).unwrap();
     fill(&node);
+    let mut notifications = notify::Listener::start(&node);
     for case in &cases {
         // `REPLAY=23,54-` runs the cases whose names begin so, pending or not; `REPLAY=all` shows which pending ones pass by now.
         let wanted = std::env::var("REPLAY").unwrap_or_default();
         if !wanted.is_empty() && wanted != "all" && !wanted.split(',').any(|start| case.name.starts_with(start)) {
             continue;
         }
-        if let Some(reason) = pending::reason(&case.name).filter(|_| wanted.is_empty()) {
+        if let Some(reason) = pending::reason(case).filter(|_| wanted.is_empty()) {
             println!("PENDING {}: {reason}", case.name);
             continue;
         }
         replayed += 1;
-        let differences = replay_case(&node, case);
+        // A recording that is not like the others, or a machine that fails: the other cases still have their turn.
+        let replayed = catch_unwind(AssertUnwindSafe(|| replay_case(&node, case, &mut notifications)));
+        let differences = replayed.unwrap_or_else(|panic| vec![format!("  cannot be replayed: {}", message(&*panic))]);
         println!("{} {}", if differences.is_empty() { "EQUAL" } else { "DIFFERS" }, case.name);
         differences.iter().for_each(|difference| println!("{difference}"));
         if !differences.is_empty() {
@@ -96,7 +105,7 @@ fn fill(node: &Node) {
     }
 }
 
-fn replay_case(node: &Node, case: &Case) -> Vec<String> {
+fn replay_case(node: &Node, case: &Case, notifications: &mut notify::Listener<'_>) -> Vec<String> {
     let root = node.root().to_str().unwrap().to_owned();
     let during = match During::of(case) {
         Ok(during) => during,
@@ -112,6 +121,7 @@ fn replay_case(node: &Node, case: &Case) -> Vec<String> {
     let found = files::fresh(node, case, &scene.seeds);
     let argv = jobs::command(node, case).unwrap_or_else(|| case.argv());
     let argv: Vec<String> = argv.into_iter().map(|word| below(&root, &word)).collect();
+    notifications.forget();
     let syslog = SystemLog::listen(node);
     let (output, pid) = during::run(node, case, &argv, &during);
     let syslog = syslog.end(&root);
@@ -166,12 +176,21 @@ fn replay_case(node: &Node, case: &Case) -> Vec<String> {
     let hook_log = std::fs::read_to_string(node.path("/root/hook.jsonl")).unwrap_or_default();
     let show = |calls: Vec<serde_json::Value>| calls.iter().map(ToString::to_string).collect();
     compare("hook calls", show(case.hook_calls()), show(calls(&hook_log, &root)));
+    let told = notify::recorded(case);
+    let ours = notifications.told(&told);
+    compare("notification", told, ours);
     // A restore leaves the backups as they are.
     let left = if restores::is_restore(case) { found } else { files::recorded(case, &scene.seeds) };
     if !matches!(during, During::Second(_)) {
         compare("files", left, files::fresh(node, case, &scene.seeds));
     }
     differences
+}
+
+/// What a panic said.
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
 }
 
 /// A word of the recorded command line with absolute paths moved below the root.

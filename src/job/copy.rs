@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -46,7 +46,7 @@ struct Opened {
 
 impl GuestRun<'_> {
     /// Writes the archive, and takes everything away that this took.
-    pub(super) fn archive(&self, vm: &Vm, held: &mut Held, stopped_at: Instant) -> Result<(), GuestError> {
+    pub(super) fn archive(&self, vm: &Vm, held: &mut Held) -> Result<(), GuestError> {
         let log = &self.job.log;
         let target = self.name.as_ref().filter(|_| !self.job.options.stdout);
         let target = target.map(|name| name.path(&self.job.destination.dump_dir));
@@ -56,8 +56,7 @@ impl GuestRun<'_> {
         }
         let mut draft = target.map(|path| self.draft(&path)).transpose()?;
         let uuid = Uuid::new_v4();
-        let opened =
-            if self.running { self.open_running(vm, held, stopped_at, uuid) } else { self.open_stopped(vm, uuid) };
+        let opened = if self.running { self.open_running(vm, held, uuid) } else { self.open_stopped(vm, uuid) };
         let (opened, mut result) = match opened {
             Ok(opened) => {
                 let result = self.copy(vm, &opened, uuid, draft.as_mut());
@@ -72,7 +71,7 @@ impl GuestRun<'_> {
             log.error(&error.to_string());
             log.info("aborting backup job");
             if self.running {
-                log.info("resuming VM again");
+                self.say_resumed();
             }
         }
         let Opened { disks, session, fleecing } = opened;
@@ -127,7 +126,7 @@ impl GuestRun<'_> {
 
     /// Fixes the disks of the guest at one instant, and lets it go on. In stop mode QEMU is started for that, and the guest waits
     /// in it until the instant is over.
-    fn open_running(&self, vm: &Vm, held: &mut Held, stopped_at: Instant, uuid: Uuid) -> Result<Opened, GuestError> {
+    fn open_running(&self, vm: &Vm, held: &mut Held, uuid: Uuid) -> Result<Opened, GuestError> {
         let (job, log) = (self.job, &self.job.log);
         if self.mode == Mode::Stop {
             log.info("starting kvm to execute backup task");
@@ -158,7 +157,11 @@ impl GuestRun<'_> {
             opened.session = session;
         }
         self.announce_task(vm, uuid);
-        self.go_on(held, stopped_at)?;
+        self.go_on(held)?;
+        // The original lets a guest without disks stand still until its archive is there, and says so then.
+        if !vm.disks.is_empty() {
+            self.say_resumed();
+        }
         Ok(opened)
     }
 
@@ -270,19 +273,14 @@ impl GuestRun<'_> {
     }
 
     /// The instant is fixed: a guest that was stopped or suspended for it runs again.
-    pub(super) fn go_on(&self, held: &mut Held, stopped_at: Instant) -> Result<(), GuestError> {
+    pub(super) fn go_on(&self, held: &mut Held) -> Result<(), GuestError> {
         if self.mode == Mode::Snapshot || self.paused {
-            self.job.log.info("resuming VM again");
             return Ok(());
         }
         let mut qmp = Qmp::connect_unless(&qmp_socket(self.job.host, self.vmid.get()), QMP_PATIENCE, self.job.cancel)?;
         resume(&mut qmp)?;
         drop(qmp);
-        held.done(&if self.mode == Mode::Stop { self.shut_down() } else { Intent::Paused })?;
-        // The original counts whole seconds and never less than one.
-        let seconds = stopped_at.elapsed().as_secs().max(1);
-        self.job.log.info(&format!("resuming VM again after {seconds} seconds"));
-        Ok(())
+        Ok(held.done(&if self.mode == Mode::Stop { self.shut_down() } else { Intent::Paused })?)
     }
 
     fn copy(&self, vm: &Vm, opened: &Opened, uuid: Uuid, draft: Option<&mut Draft>) -> Result<(), GuestError> {

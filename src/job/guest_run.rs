@@ -1,6 +1,7 @@
 //! One guest's part of a job: the phases from its lock to its log, each in the order and with the words of the original
 //! (see "One guest" and "Hook script" in the facts about vzdump). Whatever fails is undone from the guest's record.
 
+use std::cell::Cell;
 use std::io::ErrorKind::NotFound;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -158,6 +159,8 @@ pub(super) struct GuestRun<'a> {
     pub(super) running: bool,
     /// Whether it was stopped or suspended for the backup, so that the phases of its restart have to follow.
     restart: bool,
+    /// Since when it stands still for the backup; none as soon as the log says that it goes on.
+    still_since: Cell<Option<Instant>>,
     /// Whether it stood still before we came.
     pub(super) paused: bool,
     /// The QEMU process in which it runs when the run begins.
@@ -184,6 +187,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         power: Power::new(job.host, vmid.get()),
         running: false,
         restart: false,
+        still_since: Cell::new(None),
         paused: false,
         qemu: None,
         name: None,
@@ -215,8 +219,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
     let log = job.log.guest_text();
     run.publish_log(state);
     run.hook_or_warn("log-end");
-    let target = if job.options.stdout { Some("-".to_owned()) } else { run.env.target };
-    GuestReport { vmid, state, name: run.env.hostname, seconds, size: run.size, target, log }
+    GuestReport { vmid, state, name: run.env.hostname, seconds, size: run.size, target: run.env.target, log }
 }
 
 impl GuestRun<'_> {
@@ -309,7 +312,6 @@ impl GuestRun<'_> {
         self.check_server(&vm)?;
         self.reserve(held)?;
         self.hook("backup-start")?;
-        let stopped_at = Instant::now();
         match self.mode {
             _ if !self.running => {}
             Mode::Snapshot => {
@@ -326,6 +328,7 @@ impl GuestRun<'_> {
                     return Err(GuestError::Paused);
                 }
                 job.log.info("stopping virtual guest");
+                self.still_since.set(Some(Instant::now()));
                 self.hook("pre-stop")?;
                 held.note(&self.shut_down())?;
                 self.switch_off(held)?;
@@ -333,6 +336,9 @@ impl GuestRun<'_> {
             }
             Mode::Suspend => {
                 job.log.info("suspending guest");
+                if !self.paused {
+                    self.still_since.set(Some(Instant::now()));
+                }
                 self.hook("pre-stop")?;
                 if !self.paused {
                     held.note(&Intent::Paused)?;
@@ -342,11 +348,11 @@ impl GuestRun<'_> {
             }
         }
         if let Some(repository) = &job.destination.pbs {
-            self.send(repository, &vm, held, stopped_at)?;
+            self.send(repository, &vm, held)?;
             self.dress_snapshot(repository, &vm)?;
             return self.hook("backup-end");
         }
-        self.archive(&vm, held, stopped_at)?;
+        self.archive(&vm, held)?;
         // Now: a hook may take it somewhere else.
         let archive =
             self.name.as_ref().filter(|_| !job.options.stdout).map(|name| name.path(&job.destination.dump_dir));
@@ -417,12 +423,32 @@ impl GuestRun<'_> {
             if self.mode == Mode::Suspend && !self.paused {
                 self.job.log.info("resume vm");
                 self.power.resume()?;
+            } else if self.mode == Mode::Stop && self.still_since.get().is_some() {
+                self.job.log.info("restarting vm");
             }
             self.call_hook("post-restart", false)
         };
-        if let Err(error) = restart() {
-            self.job.log.line(Kind::Bare, &error.to_string());
+        match (restart(), self.still_since.take()) {
+            (Err(error), _) => self.job.log.line(Kind::Bare, &error.to_string()),
+            (Ok(()), None) => {}
+            (Ok(()), Some(since)) => {
+                let seconds = since.elapsed().as_secs();
+                let seconds = if seconds == 0 { "<1".to_owned() } else { seconds.to_string() };
+                self.job.log.info(&format!("guest is online again after {seconds} seconds"));
+            }
         }
+    }
+
+    /// Says that the guest goes on; after how long, the first time.
+    pub(super) fn say_resumed(&self) {
+        if self.paused {
+            return;
+        }
+        let after = self.still_since.take().map(|since| {
+            // The original counts whole seconds and never less than one.
+            format!(" after {} seconds", since.elapsed().as_secs().max(1))
+        });
+        self.job.log.info(&format!("resuming VM again{}", after.unwrap_or_default()));
     }
 
     /// Chooses the names of archive and log.
@@ -447,9 +473,8 @@ impl GuestRun<'_> {
         let name = ArchiveName::fresh(GuestKind::Qemu, self.vmid, moment, &format!("vma{extension}"), taken);
         self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
         self.env.logfile = Some(name.log(dir).display().to_string());
-        if !job.options.stdout {
-            self.env.target = Some(name.path(dir).display().to_string());
-        }
+        let target = if job.options.stdout { "-".to_owned() } else { name.path(dir).display().to_string() };
+        self.env.target = Some(target);
         self.name = Some(name);
         Ok(())
     }

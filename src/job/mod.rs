@@ -71,6 +71,9 @@ pub enum JobError {
     /// A hook said no.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// Several things are wrong, one a line.
+    #[error("{0}")]
+    Several(String),
 }
 
 /// Everything one job's guests share.
@@ -114,9 +117,6 @@ fn work(
     cancel: &Cancel,
     report: &mut JobReport,
 ) -> Result<(), JobError> {
-    if let Some(dir) = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()) {
-        return Err(JobError::TmpDir(dir.clone()));
-    }
     let volumes = Volumes::load(host)?;
     tell_bad_lines(&volumes.cfg().warnings, log);
     let hooks = Hooks::open(host, options, upid, &mut |line| log.warn(line))?;
@@ -127,8 +127,12 @@ fn work(
         ..HookEnv::default()
     };
     let lines = &mut report.before;
-    hooks.call(&["job-init"], &env, &Story::default(), (cancel, true), &mut |line| log.job_info(line, lines))?;
-    let destination = Destination::open(host, options, &volumes)?;
+    let init =
+        hooks.call(&["job-init"], &env, &Story::default(), (cancel, true), &mut |line| log.job_info(line, lines));
+    if cancel.is_set() {
+        return Err(JobError::Interrupted);
+    }
+    let destination = all_is_there(init, Destination::open(host, options, &volumes), options)?;
     if options.stdout && destination.pbs.is_some() {
         return Err(JobError::NoPipe);
     }
@@ -151,11 +155,34 @@ fn work(
         }
         Err(error) => {
             let told = Outcome { state: State::Failed, error: Some(error.to_string()), ..Outcome::default() };
-            if let Err(hook) = job.job_hook("job-abort", &told.into(), false, &mut report.after) {
-                log.warn(&hook.to_string());
-            }
+            let error = match job.job_hook("job-abort", &told.into(), false, &mut report.after) {
+                Ok(()) => error,
+                Err(hook) => JobError::Several(format!("{error}\n{hook}")),
+            };
             log.announce(Kind::Error, &format!("Backup job failed - {error}"));
             Err(error)
+        }
+    }
+}
+
+/// The destination, if nothing is in the way; as the original, all that is wrong at once.
+fn all_is_there(
+    init: Result<(), HookError>,
+    destination: Result<Destination, DestinationError>,
+    options: &VzdumpOptions,
+) -> Result<Destination, JobError> {
+    let missing = options.tmpdir.as_ref().filter(|dir| !dir.is_dir()).map(|dir| JobError::TmpDir(dir.clone()));
+    let (destination, error) = match destination {
+        Ok(destination) => (Some(destination), None),
+        Err(error) => (None, Some(JobError::from(error))),
+    };
+    let mut problems: Vec<JobError> = init.err().map(JobError::from).into_iter().chain(error).chain(missing).collect();
+    match (destination, problems.pop()) {
+        (Some(destination), None) => Ok(destination),
+        (_, Some(only)) if problems.is_empty() => Err(only),
+        (_, last) => {
+            let texts: Vec<String> = problems.iter().chain(&last).map(JobError::to_string).collect();
+            Err(JobError::Several(texts.join("\n")))
         }
     }
 }

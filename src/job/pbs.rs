@@ -44,13 +44,7 @@ impl GuestRun<'_> {
     }
 
     /// Lets QEMU send the disks to the server, and takes everything away that this took.
-    pub(super) fn send(
-        &self,
-        repository: &Repository,
-        vm: &Vm,
-        held: &mut Held,
-        stopped_at: Instant,
-    ) -> Result<(), GuestError> {
+    pub(super) fn send(&self, repository: &Repository, vm: &Vm, held: &mut Held) -> Result<(), GuestError> {
         let (log, Some(snapshot)) = (&self.job.log, &self.snapshot) else { return Ok(()) };
         log.info(&format!("creating Proxmox Backup Server archive '{snapshot}'"));
         let files = self.config_files(vm, held)?;
@@ -60,7 +54,7 @@ impl GuestRun<'_> {
             let words = repository.diskless_words(snapshot, &files.config, files.firewall.as_deref());
             self.client(repository, &["backup"], &words)?;
         } else {
-            let sent = self.send_disks(repository, snapshot, vm, &files, held, stopped_at);
+            let sent = self.send_disks(repository, snapshot, vm, &files, held);
             if let Err(error) = &sent {
                 log.error(&error.to_string());
                 log.info("aborting backup job");
@@ -71,7 +65,7 @@ impl GuestRun<'_> {
                     Err(e) => log.warn(&e.to_string()),
                 }
                 if self.running {
-                    log.info("resuming VM again");
+                    self.say_resumed();
                 }
             }
             sent?;
@@ -90,7 +84,6 @@ impl GuestRun<'_> {
         vm: &Vm,
         files: &Files,
         held: &mut Held,
-        stopped_at: Instant,
     ) -> Result<(), GuestError> {
         let (job, log) = (self.job, &self.job.log);
         if self.mode == Mode::Stop {
@@ -130,7 +123,8 @@ impl GuestRun<'_> {
         let uuid = started?;
         log.info(&format!("started backup task '{uuid}'"));
         if self.running {
-            self.go_on(held, stopped_at)?;
+            self.go_on(held)?;
+            self.say_resumed();
         }
         self.watch(&uuid, support["query-bitmap-info"] == true)?;
         Ok(held.done(&Intent::QemuBackup)?)

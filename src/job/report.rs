@@ -132,6 +132,8 @@ impl JobReport {
         self.error = match result {
             // What failed is in the table.
             Ok(()) | Err(JobError::Guests) => None,
+            // The original keeps the end of the line here, and takes it for the end of the first of several problems.
+            Err(JobError::Lock(error)) => Some(format!("{error}\n")),
             Err(error) => Some(error.to_string().trim_end().to_owned()),
         };
     }

@@ -66,9 +66,15 @@ impl VzdumpRequest {
         for vmid in self.params.items(&VZDUMP, "vmid") {
             line += &format!(" {vmid}");
         }
+        // Whoever leaves guests out means all the others, and the log says so.
+        let all = self.params.has("exclude") && self.params.text("pool").is_none_or(str::is_empty);
+        if all {
+            line += " --all 1";
+        }
         for (name, values) in self.params.iter() {
             match name {
                 "vmid" | "stdout" => {}
+                "all" if all => {}
                 "exclude-path" => {
                     values.iter().for_each(|path| line += &format!(" --{name} {}", shell_quote(path)));
                 }

@@ -87,6 +87,8 @@ fn getopt_rules() {
         Some("Option sto is ambiguous (stop, stopwait, storage)")
     );
     assert_eq!(line(&["102", "--stop", "--remove=off"]).unwrap(), "vzdump 102 --remove 0 --stop 1");
+    assert_eq!(line(&["--exclude", "102", "--all", "0"]).unwrap(), "vzdump --all 1 --exclude 102");
+    assert_eq!(line(&["--exclude", "102", "--pool", "p"]).unwrap(), "vzdump --exclude 102 --pool p");
     assert_eq!(
         line(&["102", "--storage"]).unwrap_err().to_string(),
         "Option storage requires an argument\n400 unable to parse option\nvzdump {<vmid>} [OPTIONS]\n"

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const MODES: [&str; 3] = ["snapshot", "suspend", "stop"];
 /// So that copying takes about as long as everything else together.
-const LIMIT: &str = "1500";
+const LIMIT: &str = "15000";
 
 fn seed() -> Result<u64> {
     let given = std::env::var("VZKEEP_SEED").ok().and_then(|text| text.parse().ok());
@@ -30,7 +30,7 @@ fn killed_at_ten_random_moments() -> Result<()> {
     println!("undisturbed: {:.2} s", whole.as_secs_f64());
     for round in 0..10 {
         let mode = MODES[round % 3];
-        let most = if mode == "stop" { 2 * whole } else { whole };
+        let most = if mode == "stop" { whole.mul_f64(1.3) } else { whole };
         let after = most.mul_f64((random(&mut state) >> 11) as f64 / (1_u64 << 53) as f64);
         let wait = |_: &mut Running| {
             std::thread::sleep(after);

@@ -110,6 +110,12 @@ impl Case {
         section.split_once('\n').map(|(_, log)| log.to_owned()).unwrap_or_default()
     }
 
+    /// The process that was recorded; `None` if it began no task.
+    pub fn pid(&self) -> Option<i64> {
+        let index = self.text("taskindex.txt");
+        i64::from_str_radix(index.strip_prefix("UPID:")?.split(':').nth(1)?, 16).ok()
+    }
+
     /// Files of the recording whose names `wanted` knows what to make of.
     pub fn files<T>(&self, wanted: impl Fn(&str) -> Option<T>) -> Vec<(T, String)> {
         let names = std::fs::read_dir(&self.dir).expect("case");

@@ -44,6 +44,8 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"command 'set -o pipefail && .*' failed: ", ""),
         // A truncated archive: the original only knows that its child trapped, vzkeep where it was cut off.
         (r"exit code 133$|unable to restore VM \d+ - archive '[^']*': reading at byte \d+ .*", "ARCHIVE BROKEN"),
+        // Where in its source the original failed.
+        (r" at /usr/share/perl5/\S+ line \d+\.$", ""),
         (r"^CFG: size: \d+ ", "CFG: size: N "),
         (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
         (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),
@@ -67,6 +69,8 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         // Less than a second has no rate.
         (r"^(.*transferred SIZE) in N seconds.*", "$1"),
         (r"vzdumptmp\d+", "vzdumptmpN"),
+        // The program of the recordings ran a job without telling its name.
+        (r" --job-id backup-[\w-]+", ""),
     ]
     .into_iter()
     .map(|(pattern, to)| (Regex::new(pattern).expect("rule"), to))
