@@ -43,8 +43,11 @@ test_archive() {
 }
 
 copy() {
-    # With --stdout there is no archive to copy.
-    [ -n "$TARGET" ] || exit 0
+    # With --stdout ("-") and on a backup server ("vm/100/<time>") there is no file to copy.
+    case $TARGET in
+        /*) ;;
+        *) exit 0 ;;
+    esac
     name=${TARGET##*/}
     [ -d "$COPY_TO" ] || give_up "'$COPY_TO' is no directory: is it mounted?"
     partial=$COPY_TO/$name.partial

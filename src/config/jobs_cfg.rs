@@ -26,6 +26,8 @@ pub struct JobsCfg {
     pub others: Vec<(String, String)>,
     /// What could not be read, one message each.
     pub warnings: Vec<String>,
+    /// Whether there was no file at all. An administrator's last job that goes leaves an empty one.
+    pub absent: bool,
 }
 
 /// A text is not what the node's interface prints about jobs.
@@ -69,7 +71,9 @@ impl JobsCfg {
             if section.kind != "vzdump" {
                 cfg.others.push((section.kind, section.id));
             } else if Self::is_valid_id(&section.id) {
-                cfg.jobs.push(BackupJob { section });
+                let job = BackupJob { section };
+                warnings.extend(job.bad_flags().map(|warning| (line, format!("line {line}: {warning}"))));
+                cfg.jobs.push(job);
             } else {
                 let id = short(&section.id);
                 warnings.push((line, format!("line {line}: job '{id}' is ignored: not a valid name")));
@@ -113,7 +117,9 @@ impl JobsCfg {
                 cfg.warnings.push(format!("job '{}' is ignored: {why}", short(&id)));
             } else {
                 let properties = job.iter().filter(|(key, _)| !matches!(key.as_str(), "id" | "type"));
-                cfg.jobs.push(BackupJob::new(&id, properties.flat_map(|(k, v)| property(k, v)).collect()));
+                let job = BackupJob::new(&id, properties.flat_map(|(k, v)| property(k, v)).collect());
+                cfg.warnings.extend(job.bad_flags());
+                cfg.jobs.push(job);
             }
         }
         Ok(cfg)
@@ -183,7 +189,17 @@ impl BackupJob {
     }
 
     fn flag(&self, key: &str, default: bool) -> bool {
-        self.get(key).map_or(default, |value| value.is_empty() || parse_bool(value) == Some(true))
+        let given = self.get(key).map(|value| if value.is_empty() { Some(true) } else { parse_bool(value) });
+        given.flatten().unwrap_or(default)
+    }
+
+    /// What is said of switches that are neither on nor off: a job must not be off, silently, for a slip of the pen.
+    fn bad_flags(&self) -> impl Iterator<Item = String> {
+        [("enabled", "1"), ("repeat-missed", "0")].into_iter().filter_map(|(key, default)| {
+            let value = self.get(key).filter(|value| !value.is_empty() && parse_bool(value).is_none())?;
+            let (id, value) = (short(self.id()), short(value));
+            Some(format!("job '{id}': {key} is neither 0 nor 1: '{value}'; taken as {default}"))
+        })
     }
 
     /// Whether the scheduler runs it.

@@ -5,9 +5,11 @@
 use super::conffile;
 use super::record::{Intent, Orphan};
 use crate::host::Host;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
@@ -64,11 +66,14 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
     intents.reverse();
     intents.sort_by_key(rank);
     let mut swept = true;
+    let mut sending = false;
     for intent in intents {
         let waits_for_sweep =
             matches!(intent, Intent::File { in_qemu: true, .. } | Intent::Volume { in_qemu: true, .. });
         let outcome = if waits_for_sweep && !swept {
             Err("QEMU may still have it open".to_owned())
+        } else if sending && matches!(intent, Intent::ConfigLock { .. }) {
+            Err("a backup may still run in the guest's QEMU".to_owned())
         } else if !intent.outlives_boot() && !orphan.same_boot() {
             Ok(None)
         } else {
@@ -83,6 +88,7 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
             }
             Err(e) => {
                 swept &= !matches!(intent, Intent::Session { .. });
+                sending |= matches!(intent, Intent::QemuBackup);
                 report.failed.push(format!("{} could not be undone: {e}", describe(&intent)));
             }
         }
@@ -131,11 +137,14 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
     match intent {
         Intent::Paused => actions.resume(vmid),
         Intent::Frozen => actions.thaw(vmid),
+        Intent::QemuBackup if claim == LockClaim::UnlessVzdumpRuns && vzdump_runs(host) => {
+            Err("a vzdump is running on this node, and the backup may be its".into())
+        }
         Intent::QemuBackup => actions.cancel_backup(vmid),
         Intent::Session { qmp } => actions.sweep(vmid, qmp),
         Intent::ShutDown { qemu } => actions.start(vmid, *qemu),
         Intent::Started => actions.stop(vmid),
-        Intent::File { path, .. } => remove_path(host, path, |p| std::fs::remove_file(p)),
+        Intent::File { path, .. } => remove_path(host, path, remove_unless_locked),
         Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),
         Intent::Volume { volid, .. } => free_unless_named(host, volid, actions),
         Intent::NewFirewall => match conffile::read(host, vmid) {
@@ -169,6 +178,18 @@ pub fn free_unless_named(host: &Host, volid: &str, actions: &dyn GuestActions) -
         Ok(false) => actions.free(volid),
         Err(e) => Err(format!("whether a guest uses it cannot be told: {e}")),
     }
+}
+
+/// Removes a file, but not one that a living run writes: an archive's name that was noted may have become another node's
+/// before it was ours.
+fn remove_unless_locked(path: &Path) -> io::Result<()> {
+    let held = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    if let Ok(file) = held
+        && matches!(Flock::lock(file, FlockArg::LockExclusiveNonblock), Err((_, Errno::EWOULDBLOCK)))
+    {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    std::fs::remove_file(path)
 }
 
 /// How long the removal of one file may take. On a network file system whose server is gone it would never end, and the

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,10 @@ pub fn lock(path: &Path, patience: Duration) -> io::Result<Option<Flock<File>>> 
         std::fs::create_dir_all(dir)?;
     }
     let give_up = Instant::now() + patience;
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    // Some locks lie below a directory that anybody may write to: a link there is somebody else's idea.
+    let mut open = OpenOptions::new();
+    open.create(true).truncate(false).write(true).custom_flags(libc::O_NOFOLLOW);
+    let mut file = open.open(path)?;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(Some(lock)),

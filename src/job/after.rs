@@ -57,7 +57,7 @@ impl GuestRun<'_> {
         for ((_, name), mark) in mine.iter().zip(plan_prune(&backups, keep, &zone)) {
             // The archive just written stays, whatever the clock said when the others were made; and so does one that was
             // protected since the list was read.
-            if mark != Mark::Remove || *name == fresh || name.protected(dir).exists() {
+            if mark != Mark::Remove || *name == fresh || name.protected(dir).try_exists().unwrap_or(true) {
                 continue;
             }
             let path = name.path(dir);

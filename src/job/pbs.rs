@@ -9,7 +9,7 @@ use super::progress::ProgressLines;
 use super::report::GuestState;
 use crate::guest::held::Held;
 use crate::guest::monitor::qmp_socket;
-use crate::guest::pbs::{self, Status};
+use crate::guest::pbs::{self, QemuBackupError, Status};
 use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
 use crate::host::child::{self, Ended};
@@ -54,29 +54,37 @@ impl GuestRun<'_> {
             let words = repository.diskless_words(snapshot, &files.config, files.firewall.as_deref());
             self.client(repository, &["backup"], &words)?;
         } else {
-            let sent = self.send_disks(repository, snapshot, vm, &files, held);
+            let mut ours = false;
+            let sent = self.send_disks(repository, snapshot, vm, &files, held, &mut ours);
             if let Err(error) = &sent {
                 log.error(&error.to_string());
                 log.info("aborting backup job");
                 // What cannot be cancelled now stays noted, and is tried again when the guest is let go.
-                match pbs::cancel(&self.socket()) {
-                    Ok(_) => held.done(&Intent::QemuBackup)?,
-                    Err(e) if e.is_gone() => {}
-                    Err(e) => log.warn(&e.to_string()),
+                match if ours { pbs::cancel(&self.socket()).map(drop) } else { Ok(()) } {
+                    Ok(()) if ours => held.done(&Intent::QemuBackup)?,
+                    Err(e) if !e.is_gone() => log.warn(&e.to_string()),
+                    _ => {}
                 }
                 if self.running {
                     self.say_resumed();
                 }
             }
             sent?;
-            if !self.running {
-                self.switch_off_again(held)?;
+            // The server has the backup: what cannot be put back is said, and tried again by whoever lets the guest go.
+            if !self.running
+                && let Err(error) = self.switch_off_again(held)
+            {
+                log.warn(&error.to_string());
             }
         }
-        std::fs::remove_dir_all(self.job.host.path(&files.dir)).map_err(failed("removing", &files.dir))?;
-        Ok(held.done(&Intent::Dir { path: files.dir })?)
+        match std::fs::remove_dir_all(self.job.host.path(&files.dir)).map_err(failed("removing", &files.dir)) {
+            Ok(()) => held.done(&Intent::Dir { path: files.dir })?,
+            Err(error) => log.warn(&error.to_string()),
+        }
+        Ok(())
     }
 
+    /// Sends the disks. `ours` is set while a backup that we asked for may run in QEMU: no other one is ever cancelled.
     fn send_disks(
         &self,
         repository: &Repository,
@@ -84,6 +92,7 @@ impl GuestRun<'_> {
         vm: &Vm,
         files: &Files,
         held: &mut Held,
+        ours: &mut bool,
     ) -> Result<(), GuestError> {
         let (job, log) = (self.job, &self.job.log);
         if self.mode == Mode::Stop {
@@ -112,7 +121,12 @@ impl GuestRun<'_> {
         let frozen = if self.mode == Mode::Stop { None } else { self.freeze(vm, held)? };
         let noted = held.note(&Intent::QemuBackup);
         let started = match noted {
-            Ok(()) => pbs::start(&socket, arguments, job.cancel).map_err(GuestError::from),
+            Ok(()) => {
+                let started = pbs::start(&socket, arguments, job.cancel);
+                // After a refusal, whatever runs in there is somebody else's.
+                *ours = !matches!(&started, Err(QemuBackupError::Qemu(error)) if error.is_refusal());
+                started.map_err(GuestError::from)
+            }
             Err(error) => Err(error.into()),
         };
         if let Some(frozen) = frozen {
@@ -120,13 +134,21 @@ impl GuestRun<'_> {
             held.done(&Intent::Frozen)?;
             log.info("issuing guest-agent 'fs-thaw' command");
         }
+        if started.is_err() && !*ours {
+            held.done(&Intent::QemuBackup)?;
+        }
         let uuid = started?;
         log.info(&format!("started backup task '{uuid}'"));
         if self.running {
             self.go_on(held)?;
             self.say_resumed();
         }
-        self.watch(&uuid, support["query-bitmap-info"] == true)?;
+        let watched = self.watch(&uuid, support["query-bitmap-info"] == true);
+        if matches!(watched, Err(GuestError::QemuBackup(QemuBackupError::Foreign))) {
+            *ours = false;
+            held.done(&Intent::QemuBackup)?;
+        }
+        watched?;
         Ok(held.done(&Intent::QemuBackup)?)
     }
 

@@ -207,9 +207,11 @@ impl Config {
     }
 }
 
-/// What was left out of `file`. Never more than the first word of a line: the private file holds passwords.
+/// What was left out of `file`. Never more than the first word of a line, and of the private file, which holds passwords,
+/// nothing but the number: a secret that an editor wrapped is a line of one word.
 fn told(file: &str, faults: &[Fault]) -> Vec<String> {
     let sentence = |fault: &Fault| match &fault.twice {
+        _ if file == Config::PRIVATE_PATH => format!("{file}: line {} is ignored", fault.line),
         Some(name) => format!("{file}: '{name}' is there twice, the first one counts"),
         None => {
             let word = fault.text.split(char::is_whitespace).next().unwrap_or_default();

@@ -114,7 +114,7 @@ fn what_is_wrong_is_said_and_the_rest_counts() {
             "/etc/pve/notifications.cfg: line 1 is ignored: 'junk'",
             "/etc/pve/notifications.cfg: line 2 is ignored: 'mailto'",
             "/etc/pve/notifications.cfg: 'a' is there twice, the first one counts",
-            "/etc/pve/priv/notifications.cfg: line 1 is ignored: 'secret-password-line'",
+            "/etc/pve/priv/notifications.cfg: line 1 is ignored",
             "notification matcher 'm' matches everything: 'hostname=x' is neither 'exact:FIELD=VALUE' nor 'regex:FIELD=EXPRESSION'",
         ]
     );

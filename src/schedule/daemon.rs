@@ -141,7 +141,17 @@ impl<'a> Daemon<'a> {
 
     /// What was read or written of a job's state, or a word about why not.
     fn told<T>(&mut self, job: &BackupJob, result: Result<T, StateError>) -> Option<T> {
-        result.map_err(|error| self.tell(&format!("state {}", job.id()), &error.to_string())).ok()
+        let topic = format!("state {}", job.id());
+        match result {
+            Ok(value) => {
+                self.tell(&topic, "");
+                Some(value)
+            }
+            Err(error) => {
+                self.tell(&topic, &error.to_string());
+                None
+            }
+        }
     }
 
     /// Looks at all jobs once.
@@ -160,6 +170,10 @@ impl<'a> Daemon<'a> {
     fn load(&mut self) -> Option<JobsCfg> {
         let loaded = self.source.load(self.host, None);
         let complaint = match &loaded {
+            // The cluster's file system is gone for a moment, or somebody replaces the file: no reason to forget what is due.
+            Ok(cfg) if cfg.absent && self.good.as_ref().is_some_and(|good| !good.absent) => {
+                Some(format!("'{}' is not there", JobsCfg::PATH))
+            }
             Ok(cfg) => cfg.warnings.first().map(|first| match cfg.warnings.len() {
                 1 => first.clone(),
                 more => format!("{first} (and {} more)", more - 1),

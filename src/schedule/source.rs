@@ -106,6 +106,7 @@ fn files(host: &Host) -> Result<JobsCfg, SourceError> {
     let (jobs, jobs_are_text) = text(host, JobsCfg::PATH)?;
     let (cron, cron_is_text) = text(host, VzdumpCron::PATH)?;
     let mut cfg = JobsCfg::parse(&jobs);
+    cfg.absent = jobs.is_empty() && !host.path(JobsCfg::PATH).exists();
     let cron = VzdumpCron::parse(&cron);
     let told = |path: &str, warnings: Vec<String>| warnings.into_iter().map(|w| format!("{path}: {w}")).collect();
     cfg.warnings = told(JobsCfg::PATH, std::mem::take(&mut cfg.warnings));

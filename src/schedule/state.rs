@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longer than the last line of any task's log.
 const TAIL: u64 = 16 << 10;
 
+/// For how many seconds a claim counts without a task: starting one takes less, and a claimer that died must not block it.
+const STARTING: i64 = 60;
+
 /// Where a job is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,12 +100,12 @@ pub enum StateError {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// It runs already.
-    #[error("job '{id}' runs already, as task {task}")]
+    #[error("job '{id}' runs already, {how}")]
     Running {
         /// The job.
         id: String,
-        /// Its task.
-        task: String,
+        /// Its task, or that this is about to start.
+        how: String,
     },
     /// Nobody can tell.
     #[error(transparent)]
@@ -219,8 +222,12 @@ impl JobStates {
     pub fn claim(&self, id: &str, now: i64) -> Result<(), ClaimError> {
         let running = self.edit(id, |old| {
             let old = old.unwrap_or_default();
-            match old.running() {
-                Some(task) => (None, Some(task)),
+            // Somebody claimed it a moment ago, and its task is about to begin.
+            let fresh =
+                old.state == Phase::Starting && old.time.is_some_and(|time| (0..STARTING).contains(&(now - time)));
+            let running = old.running().map(|task| format!("as task {task}"));
+            match running.or_else(|| fresh.then(|| "its task is about to start".to_owned())) {
+                Some(how) => (None, Some(how)),
                 None => {
                     let state =
                         JobState { state: Phase::Starting, time: Some(now), config: old.config, ..JobState::default() };
@@ -228,7 +235,7 @@ impl JobStates {
                 }
             }
         })?;
-        running.map_or(Ok(()), |task| Err(ClaimError::Running { id: id.to_owned(), task: task.to_string() }))
+        running.map_or(Ok(()), |how| Err(ClaimError::Running { id: id.to_owned(), how }))
     }
 
     /// Notes that task `upid` runs the job now.

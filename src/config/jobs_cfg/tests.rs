@@ -147,3 +147,12 @@ fn ten_megabytes() {
     assert_eq!(JobsCfg::parse(&junk).warnings.len(), 1);
     assert_eq!(VzdumpCron::parse(&junk).warnings.len(), 1);
 }
+
+#[test]
+fn a_switch_that_is_neither_on_nor_off_is_said() {
+    let wanted = "job 'a': enabled is neither 0 nor 1: 'ture'; taken as 1";
+    let cfg = JobsCfg::parse("vzdump: a\n\tschedule daily\n\tenabled ture\n");
+    assert_eq!(cfg.warnings, [format!("line 1: {wanted}")]);
+    assert!(cfg.jobs[0].is_enabled());
+    assert_eq!(JobsCfg::from_json(r#"[{"id":"a","enabled":"ture"}]"#).unwrap().warnings, [wanted]);
+}

@@ -169,6 +169,41 @@ fn an_uncertain_lock_stays_while_a_vzdump_runs() {
 }
 
 #[test]
+fn the_lock_stays_while_a_backup_may_run_in_qemu() {
+    let node = Node::new();
+    node.config(100, "lock: backup\n");
+    let mut orphan = node.orphan(&[Intent::ConfigLock { lock: "backup".into() }, Intent::QemuBackup]);
+    let busy = Double { fail: Some("cancel"), ..Double::default() };
+    assert_eq!(recover(&node.host, &mut orphan, &busy, LockClaim::Certain).failed.len(), 2);
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), b"lock: backup\n");
+    // Somebody may have unlocked the guest and begun a backup of their own since: that one is not ours to end.
+    std::fs::create_dir_all(node.host.path("/var/run")).unwrap();
+    let file = std::fs::File::create(node.host.path("/var/run/vzdump.lock")).unwrap();
+    let job = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+    let actions = Double::default();
+    recover(&node.host, &mut orphan, &actions, LockClaim::UnlessVzdumpRuns);
+    assert!(actions.calls.lock().unwrap().is_empty());
+    drop(job);
+    assert!(recover(&node.host, &mut orphan, &actions, LockClaim::UnlessVzdumpRuns).failed.is_empty());
+    assert_eq!(*actions.calls.lock().unwrap(), ["cancel backup"]);
+}
+
+#[test]
+fn a_file_that_a_living_run_writes_stays() {
+    let node = Node::new();
+    let path = node.host.path("/mnt/bk/dump/a.dat");
+    let writer = Flock::lock(std::fs::File::create(&path).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+    let noted = || node.orphan(&[Intent::File { path: "/mnt/bk/dump/a.dat".into(), in_qemu: false }]);
+    let mut orphan = noted();
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
+    assert!(report.failed.is_empty() && path.exists());
+    orphan.clear().unwrap();
+    drop((orphan, writer));
+    recover(&node.host, &mut noted(), &Double::default(), LockClaim::Certain);
+    assert!(!path.exists());
+}
+
+#[test]
 fn paths_that_cannot_be_ours_are_refused() {
     let node = Node::new();
     let mut orphan = node.orphan(&[

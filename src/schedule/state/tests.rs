@@ -34,6 +34,10 @@ fn a_job_lives() {
     assert_eq!((ended.state, ended.last_run(), ended.msg.as_deref()), (Phase::Stopped, Some(us.start), Some("OK")));
     assert_eq!(ended.config["schedule"], "hourly");
     states.claim("a", 7000).unwrap();
+    // Claimed a moment ago: nobody else may; a minute later the claimer has died.
+    let refused = states.claim("a", 7059).unwrap_err().to_string();
+    assert_eq!(refused, "job 'a' runs already, its task is about to start");
+    states.claim("a", 7060).unwrap();
     states.forget_others(|id| id == "a").unwrap();
     assert!(states.read("a").unwrap().is_some());
     states.forget_others(|_| false).unwrap();
