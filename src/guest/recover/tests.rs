@@ -198,7 +198,7 @@ fn a_file_that_a_living_run_writes_stays() {
     let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
     assert!(report.failed.is_empty() && path.exists());
     orphan.clear().unwrap();
-    drop((orphan, writer));
+    drop(writer);
     recover(&node.host, &mut noted(), &Double::default(), LockClaim::Certain);
     assert!(!path.exists());
 }
