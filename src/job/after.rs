@@ -11,25 +11,28 @@ use crate::schema::{Keep, notes};
 use crate::storage::{ArchiveName, Backup, GuestKind, Mark, entries, plan_prune};
 
 impl GuestRun<'_> {
+    /// Renders the notes, if any are wanted, and lets `write` put them beside the backup. They are no reason to lose it.
+    pub(super) fn add_notes(&self, vm: &Vm, write: impl FnOnce(&str) -> Result<(), String>) {
+        let job = self.job;
+        let Some(template) = &job.options.notes_template else { return };
+        job.log.info("adding notes to backup");
+        let variables = notes::Variables {
+            cluster: job.cluster_name(),
+            guestname: vm.config.name().unwrap_or_default(),
+            node: job.host.node().to_owned(),
+            vmid: self.vmid.to_string(),
+        };
+        let rendered = notes::render(template, &variables).map_err(|reason| reason.to_string());
+        if let Err(reason) = rendered.and_then(|text| write(&text)) {
+            job.log.warn(&format!("unable to add notes - {reason}"));
+        }
+    }
+
     /// Writes notes and protection, then removes what retention does not keep.
     pub(super) fn dress(&self, vm: &Vm, held: &mut Held) -> Result<(), GuestError> {
         let Some(name) = &self.name else { return Ok(()) };
         let (job, options, dir) = (self.job, self.job.options, &self.job.destination.dump_dir);
-        if let Some(template) = &options.notes_template {
-            job.log.info("adding notes to backup");
-            let variables = notes::Variables {
-                cluster: job.cluster_name(),
-                guestname: vm.config.name().unwrap_or_default(),
-                node: job.host.node().to_owned(),
-                vmid: self.vmid.to_string(),
-            };
-            // Notes are no reason to lose the backup.
-            let written = notes::render(template, &variables).map_err(|reason| reason.to_string());
-            let written = written.and_then(|text| write(&name.notes(dir), &text, held).map_err(|e| e.to_string()));
-            if let Err(reason) = written {
-                job.log.warn(&format!("unable to add notes - {reason}"));
-            }
-        }
+        self.add_notes(vm, |text| write(&name.notes(dir), text, held).map_err(|e| e.to_string()));
         if options.protected {
             job.log.info("marking backup as protected");
             write(&name.protected(dir), "", held).map_err(|e| GuestError::NotProtected(Box::new(e)))?;

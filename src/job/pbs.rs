@@ -13,8 +13,8 @@ use crate::guest::pbs::{self, QemuBackupError, Status};
 use crate::guest::record::Intent;
 use crate::guest::vm::Vm;
 use crate::host::child::{self, Ended};
+use crate::schema::Mode;
 use crate::schema::size::{human, percent, sparse_line, transferred_line};
-use crate::schema::{Mode, notes};
 use crate::storage::pbs::{PbsError, QemuBackup, Repository, Snapshot};
 use crate::transfer::Progress;
 
@@ -60,10 +60,12 @@ impl GuestRun<'_> {
                 log.error(&error.to_string());
                 log.info("aborting backup job");
                 // What cannot be cancelled now stays noted, and is tried again when the guest is let go.
-                match if ours { pbs::cancel(&self.socket()).map(drop) } else { Ok(()) } {
-                    Ok(()) if ours => held.done(&Intent::QemuBackup)?,
-                    Err(e) if !e.is_gone() => log.warn(&e.to_string()),
-                    _ => {}
+                if ours {
+                    match pbs::cancel(&self.socket()) {
+                        Ok(_) => held.done(&Intent::QemuBackup)?,
+                        Err(e) if e.is_gone() => {}
+                        Err(e) => log.warn(&e.to_string()),
+                    }
                 }
                 if self.running {
                     self.say_resumed();
@@ -243,23 +245,10 @@ impl GuestRun<'_> {
     pub(super) fn dress_snapshot(&self, repository: &Repository, vm: &Vm) -> Result<(), GuestError> {
         let (job, options, Some(snapshot)) = (self.job, self.job.options, &self.snapshot) else { return Ok(()) };
         let name = snapshot.to_string();
-        if let Some(template) = &options.notes_template {
-            job.log.info("adding notes to backup");
-            let variables = notes::Variables {
-                cluster: job.cluster_name(),
-                guestname: vm.config.name().unwrap_or_default(),
-                node: job.host.node().to_owned(),
-                vmid: self.vmid.to_string(),
-            };
-            // Notes are no reason to lose the backup.
-            let written = notes::render(template, &variables).map_err(|reason| reason.to_string()).and_then(|text| {
-                let words = [name.clone(), text];
-                self.client(repository, &["snapshot", "notes", "update"], &words).map_err(|e| e.to_string())
-            });
-            if let Err(reason) = written {
-                job.log.warn(&format!("unable to add notes - {reason}"));
-            }
-        }
+        self.add_notes(vm, |text| {
+            let words = [name.clone(), text.to_owned()];
+            self.client(repository, &["snapshot", "notes", "update"], &words).map(drop).map_err(|e| e.to_string())
+        });
         if options.protected {
             job.log.info("marking backup as protected");
             self.client(repository, &["snapshot", "protected", "update"], &[name, "true".into()])?;
