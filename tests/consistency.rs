@@ -32,7 +32,9 @@ fn every_backup_shows_both_disks_at_one_instant() -> Result<()> {
     let mut dice = Dice::new(name);
     let begun = Instant::now();
     let guest = Guest::new(100).disk("scsi0", Format::Qcow2, mib(24)).disk("virtio0", Format::Raw, mib(16));
-    let node = Node::new()?.guest(guest.with("iothread=1"))?;
+    // No iothread: QEMU's `stop` (seen with 10.0.2) takes the interrupt of a request that completes in one at that moment
+    // away, and the guest waits for it for ever. On a busy machine that is one `stop` in twenty, with or without a backup.
+    let node = Node::new()?.guest(guest)?;
     node.start(100)?;
     node.wait_for_records(100, 200)?;
     for round in 0..rounds {
