@@ -76,11 +76,7 @@ impl Monitor for QemuMonitor {
 
     fn sweep(&self, vmid: u32, qmp: &Path) -> Step {
         step(sweep(&self.host.path(qmp), vmid).map(|swept| {
-            let mut what = swept.removed.clone();
-            if swept.resumed {
-                what.push("VM runs again".into());
-            }
-            (!what.is_empty()).then(|| format!("removed from the QEMU of VM {vmid}: {}", what.join(", ")))
+            (!swept.is_empty()).then(|| format!("removed from the QEMU of VM {vmid}: {}", swept.removed.join(", ")))
         }))
     }
 }

@@ -100,10 +100,10 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
 fn rank(intent: &Intent) -> u8 {
     match intent {
         Intent::Paused => 0,
-        // The session may hold the guest paused, and an agent in a paused guest cannot answer.
-        Intent::Session { .. } => 1,
-        Intent::QemuBackup => 1,
-        Intent::Frozen => 2,
+        // After that: an agent in a paused guest cannot answer.
+        Intent::Frozen => 1,
+        Intent::Session { .. } => 2,
+        Intent::QemuBackup => 2,
         Intent::Started => 3,
         Intent::ShutDown { .. } => 4,
         Intent::Volume { .. } => 5,

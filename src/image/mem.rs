@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::{Extent, ExtentKind, Image, ImageError, Target, check_range, push, scan};
 
 /// A read-only disk in memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemImage {
     name: String,
     bytes: Vec<u8>,

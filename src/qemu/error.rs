@@ -144,14 +144,6 @@ pub enum QemuError {
         /// The cause.
         source: io::Error,
     },
-    /// The guest was paused by us and could not be set running again.
-    #[error("guest {vmid} is still paused: resuming it failed: {source}")]
-    StillPaused {
-        /// The guest.
-        vmid: u32,
-        /// Why.
-        source: Box<QemuError>,
-    },
     /// Some of what we created in QEMU could not be removed.
     #[error("guest {vmid}: left behind in QEMU: {left}; first cause: {cause}")]
     LeftBehind {

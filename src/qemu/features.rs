@@ -1,9 +1,9 @@
 //! What a QEMU can do for a point in time, from its `query-qmp-schema`.
 //!
-//! We put a copy-before-write filter over each disk and read through `snapshot-access`. The other construction, a
-//! backup job with `sync=none`, needs no pause of a few milliseconds, but up to QEMU 10.0 a failing fleecing write
-//! stops the guest, and since 10.1, where the job knows `on-cbw-error`, it still has no timeout: a fleecing store that
-//! hangs would hold the guest's writes for ever. The guest comes first, so the filter is used wherever it exists.
+//! We put a copy-before-write filter over each disk and read through `snapshot-access`. The other construction, backup
+//! jobs with `sync=none` in one transaction, needs fewer nodes, but up to QEMU 10.0 a failing fleecing write stops the
+//! guest, and since 10.1, where the job knows `on-cbw-error`, it still has no timeout: a fleecing store that hangs would
+//! hold the guest's writes for ever. The guest comes first, so the filter is used wherever it exists.
 
 use serde_json::Value;
 
@@ -57,10 +57,11 @@ fn missing(schema: &Value) -> Option<&'static str> {
     if variant("snapshot-access").is_none() {
         return Some("the snapshot-access driver");
     }
-    if by_name("x-debug-query-block-graph").is_none() {
-        return Some("the command x-debug-query-block-graph");
+    if variant("throttle").is_none() {
+        return Some("the throttle filter");
     }
-    by_name("block-export-add").is_none().then_some("the command block-export-add")
+    let commands = ["x-debug-query-block-graph", "blockdev-reopen", "block-export-add"];
+    commands.into_iter().find(|command| by_name(command).is_none())
 }
 
 #[cfg(test)]
@@ -73,6 +74,7 @@ mod tests {
         let mut variants = vec![json!({"case": "copy-before-write", "type": "7"})];
         if snapshot {
             variants.push(json!({"case": "snapshot-access", "type": "8"}));
+            variants.push(json!({"case": "throttle", "type": "8"}));
         }
         json!([
             {"name": "blockdev-add", "arg-type": "1", "meta-type": "command"},
@@ -80,6 +82,7 @@ mod tests {
             {"name": "7", "members": members},
             {"name": "8", "members": []},
             {"name": "x-debug-query-block-graph"},
+            {"name": "blockdev-reopen"},
             {"name": "block-export-add"},
         ])
     }

@@ -17,13 +17,14 @@ mod qmp;
 mod session;
 mod socket;
 mod sweep;
+mod switch;
 
 pub use agent::{Agent, FreezeStatus, FsFreeze};
 pub use broken::Broken;
 pub use error::QemuError;
 pub use fleecing::{Fleecing, FleecingFormat, remove_stale_files};
 pub use qmp::Qmp;
-pub use session::{AtInstant, DiskSpec, Export, Session, SessionSpec};
+pub use session::{AroundInstant, DiskSpec, Export, Moment, Session, SessionSpec};
 pub use sweep::{Swept, sweep};
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use crate::host::procfs;
 
 /// Prefix of everything we create in a QEMU process.
 pub(super) const PREFIX: &str = "vzkeep-";
-/// This object exists while the guest stands still because of us.
-pub(super) const PAUSED: &str = "vzkeep-paused";
+/// The throttle group, without limits, of the nodes that make several disks change over at once.
+pub(super) const UNLIMITED: &str = "vzkeep-unlimited";
 /// This object exists while the process's NBD server is (or is about to be) ours.
 pub(super) const NBD: &str = "vzkeep-nbd";
 
@@ -21,6 +21,7 @@ pub(super) struct Names {
     pub(super) fleece: String,
     pub(super) file: String,
     pub(super) filter: String,
+    pub(super) top: String,
     pub(super) snapshot: String,
     pub(super) export: String,
 }
@@ -38,6 +39,7 @@ impl Names {
             fleece: name("fleece"),
             file: name("file"),
             filter: name("filter"),
+            top: name("top"),
             snapshot: name("snap"),
             export: name("export"),
         }
@@ -83,7 +85,7 @@ mod tests {
             ["drive-scsi0", "virtio15", "drive-tpmstate0-backup", "a b", "", "#block123"].iter().enumerate()
         {
             let n = Names::new(device, i);
-            for name in [n.fleece, n.file, n.filter, n.snapshot, n.export] {
+            for name in [n.fleece, n.file, n.filter, n.top, n.snapshot, n.export] {
                 assert!(name.len() <= 31 && name.starts_with(PREFIX), "{name}");
                 assert!(name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)), "{name}");
             }

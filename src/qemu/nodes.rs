@@ -42,20 +42,6 @@ pub(super) fn ours(graph: &Value) -> Vec<OurNode> {
         .collect()
 }
 
-/// The first node under `name` that is not ours: what a device gets back when our filter is taken away.
-pub(super) fn original<'a>(nodes: &'a [OurNode], name: &str) -> Option<&'a str> {
-    let mut at = name;
-    // As many steps as there are nodes: a graph with a loop must not hang us.
-    for _ in nodes {
-        let below = nodes.iter().find(|n| n.name == at)?.below.as_deref()?;
-        if !below.starts_with(PREFIX) {
-            return Some(below);
-        }
-        at = below;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,15 +64,15 @@ mod tests {
             ],
         });
         let nodes = ours(&graph);
-        let summary: Vec<_> = nodes.iter().map(|n| (n.name.as_str(), n.used)).collect();
+        let summary: Vec<_> = nodes.iter().map(|n| (n.name.as_str(), n.used, n.below.as_deref())).collect();
         assert_eq!(
             summary,
-            [("vzkeep-filter-scsi0", true), ("vzkeep-fleece-scsi0", true), ("vzkeep-snap-scsi0", false)]
+            [
+                ("vzkeep-filter-scsi0", true, Some("drive-scsi0")),
+                ("vzkeep-fleece-scsi0", true, None),
+                ("vzkeep-snap-scsi0", false, Some("vzkeep-filter-scsi0")),
+            ]
         );
-        assert_eq!(original(&nodes, "vzkeep-snap-scsi0"), Some("drive-scsi0"));
-        assert_eq!(original(&nodes, "vzkeep-fleece-scsi0"), None);
         assert_eq!(ours(&json!(7)), []);
-        let looped = [OurNode { name: "vzkeep-a".into(), used: true, below: Some("vzkeep-a".into()) }];
-        assert_eq!(original(&looped, "vzkeep-a"), None);
     }
 }

@@ -1,30 +1,27 @@
 //! The point in time of a running guest: all its disks fixed at one instant and exported over NBD.
 //!
 //! Over each disk goes a copy-before-write filter that saves old data to a fleecing image; `snapshot-access` shows the
-//! disk as it was, and an NBD export shows that to us. The devices get their filters one after the other, so a running
-//! guest stands still for those milliseconds. If the fleecing image fails, the snapshot breaks, never the guest. Every
-//! step leaves a state that [`sweep`](super::sweep) can clear, and so does the end of this process.
+//! disk as it was, and an NBD export shows that to us. All disks get their filters in one command, so the guest is never
+//! paused. If the fleecing image fails, the snapshot breaks, never the guest. Every step leaves a state that
+//! [`sweep`](super::sweep) can clear, and so does the end of this process.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::broken::{Broken, is_refused_read};
 use super::disks::{self, Disk};
 use super::fleecing::{Fleece, Fleecing, remove_stale_files};
-use super::names::{self, NBD, Names, PAUSED};
-use super::sweep::{Swept, resume, sweep_connected};
-use super::{QemuError, Qmp, features};
+use super::names::{self, NBD, Names, UNLIMITED};
+use super::sweep::{Swept, sweep_connected};
+use super::{QemuError, Qmp, features, switch};
 use crate::host::Cancel;
 
 mod spec;
 
-pub use spec::{AtInstant, DiskSpec, Export, SessionSpec};
-
-/// `stop` flushes all disks before it answers; a slow storage may need its time, the guest must not wait longer.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+pub use spec::{AroundInstant, DiskSpec, Export, Moment, SessionSpec};
 
 struct SessionDisk {
     spec: DiskSpec,
@@ -42,7 +39,6 @@ pub struct Session {
     socket: PathBuf,
     disks: Vec<SessionDisk>,
     exports: Vec<Export>,
-    paused_for: Duration,
     swept: Swept,
     open: bool,
 }
@@ -50,10 +46,10 @@ pub struct Session {
 impl Session {
     /// Fixes the disks at one instant and exports them. Leftovers of earlier runs are removed first.
     ///
-    /// A guest that runs is paused for the instant and resumed; one that does not run stays as it is.
+    /// A guest that runs goes on running, one that stands still stays so.
     ///
     /// # Errors
-    /// Then nothing of the session is left and the guest runs if it did before; if even that fails, the error says so.
+    /// Then nothing of the session is left; if something is, the error says so.
     pub fn start(mut spec: SessionSpec<'_>, cancel: &Cancel) -> Result<Self, QemuError> {
         let vmid = spec.vmid;
         let wrong = |detail: String| Err(QemuError::Spec { vmid, detail });
@@ -83,11 +79,10 @@ impl Session {
             socket: std::path::absolute(&spec.socket_dir).unwrap_or(spec.socket_dir).join(names::nbd_socket(vmid)),
             disks,
             exports: Vec::new(),
-            paused_for: Duration::ZERO,
             swept,
             open: true,
         };
-        match session.build(&mut qmp, spec.at_instant, cancel) {
+        match session.build(&mut qmp, spec.around_instant, cancel) {
             Ok(()) => Ok(session),
             #[cfg(test)]
             Err(e) if qmp.fuse == Some(0) => {
@@ -111,7 +106,7 @@ impl Session {
     fn build(
         &mut self,
         qmp: &mut Qmp,
-        at_instant: Option<&mut AtInstant<'_>>,
+        around: Option<&mut AroundInstant<'_>>,
         cancel: &Cancel,
     ) -> Result<(), QemuError> {
         let go_on = || if cancel.is_set() { Err(QemuError::Cancelled) } else { Ok(()) };
@@ -123,7 +118,7 @@ impl Session {
             self.add_filter(qmp, index)?;
         }
         go_on()?;
-        self.switch(qmp, at_instant)?;
+        self.switch(qmp, around)?;
         for index in 0..self.disks.len() {
             go_on()?;
             let names = &self.disks[index].names;
@@ -179,36 +174,22 @@ impl Session {
         qmp.execute("blockdev-add", filter).map(drop)
     }
 
-    /// The instant. From the first filter under a device to the last, no write may happen.
-    fn switch(&mut self, qmp: &mut Qmp, at_instant: Option<&mut AtInstant<'_>>) -> Result<(), QemuError> {
-        // A single disk changes over in one step (QEMU drains it), so there is nothing to hold still for.
-        let hold = self.disks.len() > 1 || at_instant.is_some();
-        let running = qmp.execute("query-status", json!({}))?["running"] == true;
-        if !(hold && running) {
-            return self.set_drives(qmp, at_instant);
+    /// The instant: one command, for any number of disks, and the guest runs on.
+    fn switch(&mut self, qmp: &mut Qmp, around: Option<&mut AroundInstant<'_>>) -> Result<(), QemuError> {
+        let single = if let [disk] = &self.disks[..] { Some(disk) } else { None };
+        if single.is_none() {
+            mark(qmp, UNLIMITED)?;
+            let disks: Vec<_> = self.disks.iter().map(|d| (&d.names, &d.disk)).collect();
+            switch::insert_tops(qmp, self.vmid, &disks)?;
         }
-        mark(qmp, PAUSED)?;
-        let started = Instant::now();
-        let result = match qmp.execute_within("stop", json!({}), STOP_TIMEOUT) {
-            Ok(_) => self.set_drives(qmp, at_instant),
-            Err(e) => Err(e),
-        };
-        #[cfg(test)]
-        if qmp.fuse == Some(0) {
-            return result;
+        let mut nothing = |_: &mut Qmp, _: Moment| Ok(());
+        let around = around.unwrap_or(&mut nothing);
+        around(qmp, Moment::Before)?;
+        match single {
+            Some(SessionDisk { disk, names, .. }) => switch::set_drive(qmp, &disk.qdev, &names.filter)?,
+            None => switch::switch_tops(qmp, self.disks.iter().map(|d| &d.names))?,
         }
-        let resumed = resume(qmp, self.vmid);
-        self.paused_for = started.elapsed();
-        resumed?;
-        qmp.execute("object-del", json!({ "id": PAUSED }))?;
-        result
-    }
-
-    fn set_drives(&mut self, qmp: &mut Qmp, at_instant: Option<&mut AtInstant<'_>>) -> Result<(), QemuError> {
-        for SessionDisk { disk, names, .. } in &self.disks {
-            qmp.execute("qom-set", json!({ "path": disk.qdev, "property": "drive", "value": names.filter }))?;
-        }
-        at_instant.map_or(Ok(()), |work| work(qmp))
+        around(qmp, Moment::After)
     }
 
     /// Exports a snapshot. Only a writable export takes TRIM; `snapshot-access` itself refuses every write.
@@ -239,11 +220,6 @@ impl Session {
     /// The disks, in the order they were asked for.
     pub fn exports(&self) -> &[Export] {
         &self.exports
-    }
-
-    /// How long the guest stood still; zero if it did not run or did not have to.
-    pub fn paused_for(&self) -> Duration {
-        self.paused_for
     }
 
     /// What an earlier run had left and this one removed before it began.

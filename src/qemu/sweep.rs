@@ -1,15 +1,15 @@
 //! Finds and removes everything of ours in a QEMU process, in whatever half-built state we left it.
 //!
 //! The same code ends a session normally, so it is exercised by every backup. It trusts only what QEMU reports: names
-//! with our prefix, who uses them, and marker objects that say what cannot be seen otherwise (that the guest stands
-//! still because of us, that the NBD server is ours, which process is at work).
+//! with our prefix, who uses them, and marker objects that say what cannot be seen otherwise (that the NBD server is
+//! ours, which process is at work). The guest runs on meanwhile.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::names::{self, NBD, PAUSED, PREFIX};
+use super::names::{self, NBD, PREFIX};
 use super::{QemuError, Qmp, disks, nodes};
 
 /// Exports and jobs end in their own time: connections are closed, requests in flight finish.
@@ -20,23 +20,19 @@ const SETTLE: Duration = Duration::from_secs(20);
 pub struct Swept {
     /// What was removed or put back, in order: `export vzkeep-export-scsi0`, `drive of scsi0 back to drive-scsi0` ...
     pub removed: Vec<String>,
-    /// The guest was standing still because of us and was set running again.
-    pub resumed: bool,
 }
 
 impl Swept {
     /// Whether there was nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.removed.is_empty() && !self.resumed
+        self.removed.is_empty()
     }
 }
 
-/// Removes what earlier runs left in the QEMU process behind `qmp_socket`, and resumes the guest if one of them had
-/// paused it. Does nothing when there is nothing of ours; may be repeated.
+/// Removes what earlier runs left in the QEMU process behind `qmp_socket`. Does nothing when there is nothing of ours; may be repeated.
 ///
 /// # Errors
-/// `InUse` when another live process has a session open; `StillPaused` and `LeftBehind` when QEMU refuses; else what
-/// went wrong with the connection (`NotRunning`, `Busy` after 30 seconds).
+/// `InUse` when another live process has a session open; `LeftBehind` when QEMU refuses; else what went wrong with the connection (`NotRunning`, `Busy` after 30 seconds).
 pub fn sweep(qmp_socket: &Path, vmid: u32) -> Result<Swept, QemuError> {
     sweep_connected(&mut Qmp::connect(qmp_socket, Duration::from_secs(30))?, vmid)
 }
@@ -48,11 +44,6 @@ pub(super) fn sweep_connected(qmp: &mut Qmp, vmid: u32) -> Result<Swept, QemuErr
         return Err(QemuError::InUse { vmid, pid });
     }
     let mut work = Work { qmp, vmid, done: Swept::default(), refused: None };
-    // The guest comes first: a filter that is still in place does not harm it, standing still does.
-    if markers.iter().any(|m| m == PAUSED) {
-        work.done.resumed = resume(work.qmp, vmid)?;
-        work.object(PAUSED)?;
-    }
     work.exports()?;
     if markers.iter().any(|m| m == NBD) {
         work.nbd_server()?;
@@ -61,7 +52,7 @@ pub(super) fn sweep_connected(qmp: &mut Qmp, vmid: u32) -> Result<Swept, QemuErr
     work.nodes()?;
     // The mark of the owner goes last, so that nobody takes the guest for free while we are at it.
     if work.refused.is_none() {
-        for marker in markers.iter().filter(|m| *m != PAUSED && *m != NBD) {
+        for marker in markers.iter().filter(|m| *m != NBD) {
             work.object(marker)?;
         }
     }
@@ -75,28 +66,6 @@ pub(super) fn sweep_connected(qmp: &mut Qmp, vmid: u32) -> Result<Swept, QemuErr
 pub(super) fn markers(qmp: &mut Qmp) -> Result<Vec<String>, QemuError> {
     let objects = qmp.execute("qom-list", json!({ "path": "/objects" }))?;
     Ok(strings(&objects, "name").into_iter().filter(|n| n.starts_with(PREFIX)).collect())
-}
-
-/// Sets the guest running again if it is in the state our `stop` left it in. Returns whether it was.
-pub(super) fn resume(qmp: &mut Qmp, vmid: u32) -> Result<bool, QemuError> {
-    let still = |e| QemuError::StillPaused { vmid, source: Box::new(e) };
-    let mut tries = 0;
-    loop {
-        let status = qmp.execute("query-status", json!({})).map_err(still)?;
-        if status["status"] != "paused" {
-            // Running, or shut down or in an I/O error meanwhile: not ours to change.
-            return Ok(tries > 0);
-        }
-        tries += 1;
-        match qmp.execute("cont", json!({})) {
-            Ok(_) => {}
-            Err(e) if e.is_refusal() && tries < 20 => std::thread::sleep(Duration::from_millis(100)),
-            Err(e) => return Err(still(e)),
-        }
-        if tries > 20 {
-            return Err(still(QemuError::Spec { vmid, detail: "the guest stays paused after 'cont'".into() }));
-        }
-    }
 }
 
 struct Work<'a> {
@@ -212,8 +181,8 @@ impl Work<'_> {
         }
     }
 
-    /// Takes our nodes away from the top down: first what nobody uses (snapshot-access), then the filters out from
-    /// under the devices, then filters and fleecing images, which nobody uses any more by then.
+    /// Takes our nodes away from the top down: first what nobody uses (snapshot-access), then what it takes out
+    /// from under the devices (tops, filters), then the fleecing images, which nobody uses any more by then.
     fn nodes(&mut self) -> Result<(), QemuError> {
         let mut refused_once: Vec<String> = Vec::new();
         loop {
@@ -234,7 +203,7 @@ impl Work<'_> {
                 }
             }
             if !progress {
-                progress = self.restore_drives(&ours)?;
+                progress = self.lower_devices(&ours)?;
             }
             if !progress {
                 let left: Vec<&str> = ours.iter().map(|n| n.name.as_str()).collect();
@@ -244,16 +213,15 @@ impl Work<'_> {
         }
     }
 
-    /// Gives every device that sits on a node of ours the node below it.
-    fn restore_drives(&mut self, ours: &[nodes::OurNode]) -> Result<bool, QemuError> {
+    /// Gives every device that sits on a node of ours the node below it, one step: from the top to the filter, and once the
+    /// top is gone to the disk. The filter lets nobody else write to the disk as long as a top uses it.
+    fn lower_devices(&mut self, ours: &[nodes::OurNode]) -> Result<bool, QemuError> {
         let mut progress = false;
         for disk in disks::parse(&self.qmp.execute("query-block", json!({}))?) {
-            if !disk.node.starts_with(PREFIX) {
-                continue;
-            }
-            let Some(original) = nodes::original(ours, &disk.node) else { continue };
-            let what = format!("drive of {} back to {original}", disk.label());
-            let arguments = json!({ "path": disk.qdev, "property": "drive", "value": original });
+            let node = ours.iter().find(|n| n.name == disk.node);
+            let Some(below) = node.and_then(|n| n.below.as_deref()) else { continue };
+            let what = format!("drive of {} back to {below}", disk.label());
+            let arguments = json!({ "path": disk.qdev, "property": "drive", "value": below });
             progress |= self.remove(what, "qom-set", arguments)?;
         }
         Ok(progress)

@@ -97,8 +97,8 @@ fn the_guest_runs_first_and_the_lock_goes_last() {
         report.done,
         [
             "resume",
-            "sweep /run/qemu-server/100.qmp",
             "thaw",
+            "sweep /run/qemu-server/100.qmp",
             "free local:100/vm-100-fleece-0.raw",
             "removed '/mnt/bk/dump/a.dat'",
             "removed lock 'backup' of VM 100"

@@ -6,9 +6,19 @@ use std::time::Duration;
 use crate::qemu::fleecing::Fleecing;
 use crate::qemu::{QemuError, Qmp};
 
-/// Work that must happen while the guest stands still, such as creating dirty bitmaps. It gets the open connection,
-/// because nobody else can have one at that moment.
-pub type AtInstant<'a> = dyn FnMut(&mut Qmp) -> Result<(), QemuError> + 'a;
+/// On which side of the instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The next command fixes the disks.
+    Before,
+    /// The last command fixed the disks.
+    After,
+}
+
+/// Work that must happen as close to the instant as possible: it is called immediately before and immediately after, and
+/// the guest runs and writes meanwhile. What is the same on both sides was so at the instant; a dirty bitmap made before
+/// has every write since. It gets the open connection, because nobody else can have one at that moment.
+pub type AroundInstant<'a> = dyn FnMut(&mut Qmp, Moment) -> Result<(), QemuError> + 'a;
 
 /// One disk of a session.
 #[derive(Debug, Clone)]
@@ -34,8 +44,8 @@ pub struct SessionSpec<'a> {
     pub cbw_timeout: Duration,
     /// How long to wait for our turn on a busy monitor.
     pub busy_timeout: Duration,
-    /// Called once while the guest stands still.
-    pub at_instant: Option<&'a mut AtInstant<'a>>,
+    /// Called before and after the instant.
+    pub around_instant: Option<&'a mut AroundInstant<'a>>,
     #[cfg(test)]
     pub(in crate::qemu) die_after: Option<usize>,
 }
@@ -50,7 +60,7 @@ impl<'a> SessionSpec<'a> {
             disks,
             cbw_timeout: Duration::from_secs(20),
             busy_timeout: Duration::from_secs(30),
-            at_instant: None,
+            around_instant: None,
             #[cfg(test)]
             die_after: None,
         }
