@@ -27,13 +27,13 @@ fn mode(round: usize) -> &'static str {
 /// in one at that moment away, and the guest waits for it for ever. On a busy machine that is one `stop` in twenty.
 #[test]
 fn every_backup_shows_both_disks_at_one_instant() -> Result<()> {
-    again_and_again("every_backup_shows_both_disks_at_one_instant", "iothread=0", 20, mode)
+    again_and_again("every_backup_shows_both_disks_at_one_instant", "iothread=0", 14, mode)
 }
 
 /// Snapshot mode does not use `stop`: the guest with I/O threads goes on writing through all of it.
 #[test]
 fn a_guest_with_iothreads_is_never_held_up() -> Result<()> {
-    again_and_again("a_guest_with_iothreads_is_never_held_up", "iothread=1", 16, |_| "snapshot")
+    again_and_again("a_guest_with_iothreads_is_never_held_up", "iothread=1", 10, |_| "snapshot")
 }
 
 fn again_and_again(name: &str, properties: &str, rounds: usize, mode: impl Fn(usize) -> &'static str) -> Result<()> {

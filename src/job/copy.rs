@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::guest_run::{GuestError, GuestRun};
 use super::progress::ProgressLines;
+use super::steady::steady;
 use crate::guest::fleecing::{self, FleecingError, FleecingVolumes};
 use crate::guest::held::Held;
 use crate::guest::monitor::{agent_socket, qmp_socket, resume};
@@ -28,9 +29,6 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(5);
 const FREEZE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the monitor may be in use by somebody else.
 pub(super) const QMP_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How often a disk that QEMU does not have is read again while it changes.
-const MOST_READINGS: usize = 10;
 
 /// Disks that QEMU does not have, by device, as they were at the instant.
 type Beside = Vec<(String, Arc<MemImage>)>;
@@ -349,24 +347,6 @@ impl GuestRun<'_> {
     }
 }
 
-/// What is the same before and after the instant was so at the instant. What was written to in that moment is taken as it is
-/// once two readings agree, so that none is taken in the middle of a write.
-fn steady<T: PartialEq, E>(before: &T, read: impl Fn() -> Result<T, E>) -> Result<T, E> {
-    let mut last = read()?;
-    if last == *before {
-        return Ok(last);
-    }
-    for _ in 0..MOST_READINGS {
-        std::thread::sleep(Duration::from_millis(10));
-        let again = read()?;
-        if again == last {
-            break;
-        }
-        last = again;
-    }
-    Ok(last)
-}
-
 /// A read through a session failed: was it the disk, or did the snapshot break because fleecing failed?
 fn explain(error: ImageError, session: Option<&Session>) -> GuestError {
     let broken = session.and_then(|s| s.broken(&error.image, &error.source));
@@ -382,33 +362,4 @@ fn private_dir(path: &Path) -> Result<(), GuestError> {
     let failed = |source| GuestError::File { what: "making", path: path.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::cell::Cell;
-
-    #[test]
-    fn a_disk_beside_qemu_is_not_taken_in_the_middle_of_a_write() {
-        let readings = |values: &'static [u8]| {
-            let at = Cell::new(0);
-            move || {
-                at.set(at.get() + 1);
-                values.get(at.get() - 1).copied().ok_or(at.get())
-            }
-        };
-        assert_eq!(steady(&1, readings(&[1])), Ok(1), "nothing was written");
-        assert_eq!(steady(&1, readings(&[2, 3, 4, 4])), Ok(4), "two readings agree");
-        assert_eq!(steady(&1, readings(&[2, 3])), Err(3), "errors are not passed over");
-        let endless = Cell::new(0);
-        assert!(
-            steady(&-1, || {
-                endless.set(endless.get() + 1);
-                Ok::<_, ()>(endless.get())
-            })
-            .is_ok(),
-            "one that always changes does not hold the backup"
-        );
-    }
 }

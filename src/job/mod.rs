@@ -17,6 +17,7 @@ mod progress;
 mod quota;
 mod report;
 pub mod selection;
+mod steady;
 mod syslog;
 pub mod tasklog;
 pub mod unlock;

@@ -292,7 +292,7 @@ impl Drop for Session {
 }
 
 fn mark(qmp: &mut Qmp, id: &str) -> Result<(), QemuError> {
-    // The cheapest object every QEMU has; it is never used for throttling.
+    // The cheapest object every QEMU has. Without limits it throttles nothing.
     qmp.execute("object-add", json!({ "qom-type": "throttle-group", "id": id })).map(drop)
 }
 

@@ -29,10 +29,12 @@ impl Swept {
     }
 }
 
-/// Removes what earlier runs left in the QEMU process behind `qmp_socket`. Does nothing when there is nothing of ours; may be repeated.
+/// Removes what earlier runs left in the QEMU process behind `qmp_socket`. Does nothing when there is nothing of ours; may
+/// be repeated.
 ///
 /// # Errors
-/// `InUse` when another live process has a session open; `LeftBehind` when QEMU refuses; else what went wrong with the connection (`NotRunning`, `Busy` after 30 seconds).
+/// `InUse` when another live process has a session open; `LeftBehind` when QEMU refuses; else what went wrong with the
+/// connection (`NotRunning`, `Busy` after 30 seconds).
 pub fn sweep(qmp_socket: &Path, vmid: u32) -> Result<Swept, QemuError> {
     sweep_connected(&mut Qmp::connect(qmp_socket, Duration::from_secs(30))?, vmid)
 }
