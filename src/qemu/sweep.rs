@@ -136,8 +136,13 @@ impl Work<'_> {
             .any(|e| e["type"] == "nbd" && !e["id"].as_str().is_some_and(|id| id.starts_with(PREFIX)));
         // The mark is set a moment before the server is started; a process killed in between, on a guest where
         // somebody else's server runs, must not make us stop that one. Ours listens on a socket with our name.
-        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
-        if !foreign && names::nbd_socket_alive(&sockets, self.vmid) {
+        // The kernel's list is read in pieces and can miss a socket while others come and go: a server that is taken for
+        // somebody else's would stay, and be in the way of the next backup.
+        let alive = || {
+            let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            names::nbd_socket_alive(&sockets, self.vmid)
+        };
+        if !foreign && (0..5).any(|_| alive()) {
             match self.qmp.execute("nbd-server-stop", json!({})) {
                 Ok(_) => self.done.removed.push("NBD server".into()),
                 Err(e) if e.is_refusal() => {} // not running
