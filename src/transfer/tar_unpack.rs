@@ -112,9 +112,9 @@ pub fn unpack_tar(
         let mut tick = || progress(&shared.counters.progress());
         pool::watch(stop, cancel, Some(&input_stop), &done, &mut tick);
     });
-    let summary = TarSummary { progress: shared.counters.progress(), note: None };
-    drop(shared);
+    let Shared { counters, .. } = shared;
     stop.into_result()?;
+    let summary = TarSummary { progress: counters.progress(), note: None };
     progress(&summary.progress);
     Ok(summary)
 }

@@ -305,13 +305,13 @@ impl Walker {
     }
 
     fn sparse(&mut self, mut member: Member, pieces: &[(u64, u64)], more: bool) -> Result<Option<Member>, TarError> {
-        if let Layout::Pieces(all) = &mut member.layout {
-            if self.maps {
-                if all.len() + pieces.len() > MOST_PIECES {
-                    return Err(self.damaged(format!("a sparse file has more than {MOST_PIECES} pieces")));
-                }
-                all.extend_from_slice(pieces);
+        if let Layout::Pieces(all) = &mut member.layout
+            && self.maps
+        {
+            if all.len() + pieces.len() > MOST_PIECES {
+                return Err(self.damaged(format!("a sparse file has more than {MOST_PIECES} pieces")));
             }
+            all.extend_from_slice(pieces);
         }
         if more {
             self.state = State::Pieces(Box::new(member));
