@@ -48,6 +48,8 @@ impl Shared<'_> {
 /// input of GNU tar. Nothing of a member that is refused is written. `bwlimit` bounds the bytes of tar data per second.
 /// `progress` is called every 50 ms by the calling thread.
 ///
+/// How the program that reads `output` ended is for the caller to see: it may have failed although all was written.
+///
 /// The wish to stop is honoured within about 100 ms when `output` is a [`Output::Fd`].
 ///
 /// # Errors

@@ -168,15 +168,12 @@ impl TarArchive {
     pub fn read(&self, member: &[u8]) -> Result<(impl Read + use<>, u64), MemberError> {
         let asked = normal(member);
         let (mut member, mut data) = self.find(&asked)?;
-        // Hard links lead to a member before them; two names that lead to each other lead nowhere.
-        for _ in 0..16 {
-            if member.kind != Kind::HardLink {
-                break;
-            }
-            let before = member.offset;
+        // A hard link leads to a member before it. What comes behind it is another file of that name, or a circle.
+        while member.kind == Kind::HardLink {
+            let link = member.offset;
             (member, data) = self.find(&normal(&member.link))?;
-            if member.offset >= before {
-                break;
+            if member.offset >= link {
+                return Err(self.unfit(&asked, "a hard link whose file is not before it"));
             }
         }
         match member.kind {
