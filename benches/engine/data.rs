@@ -36,22 +36,17 @@ pub fn fill(path: &Path, mib: usize) {
 /// Makes `directories` of `files` each, together about `mib` MiB: like programs and documents, half of it random.
 pub fn tree(dir: &Path, directories: usize, files: usize, mib: usize) {
     let mut noise = Noise(0x2545_f491_4f6c_dd1d);
-    let mut piece: Vec<u8> = (0..PIECE / 16).flat_map(|_| noise.next().to_le_bytes()).collect();
     let words = words(&mut noise);
-    while piece.len() < PIECE {
-        text(&mut piece, &words, &mut noise);
-    }
     let largest = 2 * mib * PIECE / (directories * files);
     for number in 0..directories {
         let dir = dir.join(directory(number));
         std::fs::create_dir_all(&dir).unwrap();
         for file in 0..files {
-            // Somewhere in the piece, with a few bytes that no other file has.
-            let len = noise.below(largest.min(PIECE));
-            let start = noise.below(PIECE - len + 1);
-            let mut content = piece[start..start + len].to_vec();
-            for at in (0..len).step_by(997) {
-                content[at] = noise.next() as u8;
+            // No two files have anything in common: what compresses is inside of each.
+            let len = noise.below(largest);
+            let mut content: Vec<u8> = (0..len / 16).flat_map(|_| noise.next().to_le_bytes()).collect();
+            while content.len() < len {
+                text(&mut content, &words, &mut noise);
             }
             std::fs::write(dir.join(format!("file-{file:03}.dat")), content).unwrap();
         }
