@@ -20,6 +20,7 @@ pub mod guest;
 pub mod guest_image;
 pub mod guest_kernel;
 pub mod leash;
+pub mod nasty;
 pub mod node;
 pub mod programs;
 pub mod qmp;
@@ -27,6 +28,7 @@ pub mod record;
 pub mod run;
 pub mod serial;
 pub mod stand_in;
+pub mod tree_compare;
 pub mod trip;
 
 pub use container::Container;
