@@ -14,6 +14,7 @@ pub mod container;
 pub mod container_image;
 pub mod container_node;
 pub mod demo;
+pub mod demo_container;
 pub mod diary;
 pub mod diary_check;
 pub mod guest;
