@@ -1,6 +1,6 @@
-//! The lab as a program. Called `qm`, `pvesm` or `vzkeep-pve-bridge` it is the stand-in of that name; else the first word
-//! says what it does: `demo`, `check <disk>...` (the checker on raw disks), `keep <root>` (the leash of a node, reads
-//! standard input to its end, then removes everything).
+//! The lab as a program. Called `qm`, `pct`, `lxc-info`, `pvesm` or `vzkeep-pve-bridge` it is the stand-in of that name;
+//! else the first word says what it does: `demo`, `check <disk>...` (the checker on raw disks), `keep <root>` (the leash of
+//! a node, reads standard input to its end, then removes everything).
 
 #[path = "mod.rs"]
 mod lab;
