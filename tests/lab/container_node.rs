@@ -271,6 +271,11 @@ impl Node {
                 left.push(format!("mount {mount}"));
             }
         }
+        for entry in std::fs::read_dir(self.path("/var/lib/vzkeep")).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "json") {
+                left.push(format!("record {}", entry.path().display()));
+            }
+        }
         for (device, file) in leash::loops(self.root())? {
             let owner = file.split_once("/images/").and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
             let in_use = owner.is_some_and(|id| self.ct_pid(id).is_ok()) && !file.contains('@');
