@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The names under which the lab's program is a stand-in.
-pub const NAMES: &[&str] = &["qm", "pct", "lxc-info", "pvesm", "vzkeep-pve-bridge"];
+pub const NAMES: &[&str] = &["qm", "pct", "lxc-info", "lxc-stop", "pvesm", "vzkeep-pve-bridge"];
 
 /// The machine below the root prefix.
 #[derive(Debug, Clone)]
@@ -68,6 +68,7 @@ pub fn run(name: &str, words: &[String]) -> ExitCode {
         "qm" => qm::run(&machine, words),
         "pct" => pct::run(&machine, words),
         "lxc-info" => pct::info(&machine, words),
+        "lxc-stop" => pct::halt(&machine, words),
         _ => pvesm::run(&machine, words),
     });
     match done {

@@ -1,4 +1,4 @@
-//! `pct status|start|shutdown|stop|unlock`, and `lxc-info`, which is LXC's own on the node's containers.
+//! `pct status|start|shutdown|stop|unlock`, and `lxc-info` and `lxc-stop`, which are LXC's own on the node's containers.
 
 use super::config::change_container;
 use super::{GuestConfig, Machine, arguments, lxc, vmid};
@@ -48,6 +48,16 @@ pub fn info(machine: &Machine, words: &[String]) -> Result<String> {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `lxc-stop -n <id> --nokill --timeout <seconds>`, which knows no lock.
+pub fn halt(machine: &Machine, words: &[String]) -> Result<String> {
+    let after = |name: &str| words.iter().position(|word| word == name).and_then(|at| words.get(at + 1));
+    let id = after("-n").and_then(|id| id.parse().ok()).context("lxc-stop: no container")?;
+    let timeout = after("--timeout").and_then(|value| value.parse().ok()).unwrap_or(60);
+    let _turn = turn(machine, id)?;
+    lxc::shutdown(machine, id, Duration::from_secs(timeout), !words.iter().any(|word| word == "--nokill"))?;
+    Ok(String::new())
 }
 
 fn turn(machine: &Machine, id: u32) -> Result<Flock<File>> {
