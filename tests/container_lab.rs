@@ -157,3 +157,18 @@ fn nothing_of_a_frozen_container_outlives_its_node() -> Result<()> {
     assert!(groups.iter().all(|(_, dir)| !dir.exists()), "{groups:?}");
     Ok(())
 }
+
+#[test]
+fn a_spoilt_block_cannot_be_read() -> Result<()> {
+    if !lab::require("a_spoilt_block_cannot_be_read", &["mkfs.btrfs", "btrfs"]) {
+        return Ok(());
+    }
+    let node = Node::new()?.btrfs_storage("bt", mib(128))?;
+    let (good, bad) = (node.path("/mnt/bt/good"), node.path("/mnt/bt/bad"));
+    std::fs::write(&good, b"something else".repeat(1000))?;
+    std::fs::write(&bad, b"this will be found".repeat(1000))?;
+    node.spoil_btrfs("bt", &b"this will be found".repeat(100))?;
+    assert_eq!(std::fs::read(&good)?.len(), 14_000);
+    assert_eq!(std::fs::read(&bad).map_err(|error| error.raw_os_error()), Err(Some(nix::libc::EIO)));
+    Ok(())
+}

@@ -85,6 +85,42 @@ impl Node {
         Ok(node)
     }
 
+    /// Spoils the block that begins with `pattern` on the device of a btrfs storage: whoever reads it from now on gets an
+    /// I/O error, because its checksum is wrong. Nobody may use the storage meanwhile.
+    ///
+    /// # Errors
+    /// When the block is not there exactly once.
+    pub fn spoil_btrfs(&self, name: &str, pattern: &[u8]) -> Result<()> {
+        let (at, image) = (self.path(&format!("/mnt/{name}")), self.path(&format!("/var/{name}.btrfs")));
+        run(Command::new("umount").arg(&at))?;
+        let mut bytes = std::fs::read(&image)?;
+        let found: Vec<usize> =
+            (0..bytes.len()).step_by(4096).filter(|from| bytes[*from..].starts_with(pattern)).collect();
+        let [from] = found[..] else { bail!("the block is there {} times", found.len()) };
+        bytes[from + 100] ^= 1;
+        std::os::unix::fs::FileExt::write_all_at(
+            &std::fs::OpenOptions::new().write(true).open(&image)?,
+            &bytes[from..from + 4096],
+            from as u64,
+        )?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at))
+    }
+
+    /// Removes a container that is off, with all its volumes.
+    ///
+    /// # Errors
+    /// When one cannot be removed.
+    pub fn ct_remove(&self, vmid: u32) -> Result<()> {
+        let config = self.ct_config(vmid)?;
+        for (key, value) in config.entries() {
+            let source = value.split(',').next().unwrap_or_default();
+            if (key == "rootfs" || key.starts_with("mp")) && !source.starts_with('/') {
+                self.ok("pvesm", &["free", source])?;
+            }
+        }
+        Ok(std::fs::remove_file(self.ct_config_path(vmid))?)
+    }
+
     /// The config file of a container.
     pub fn ct_config_path(&self, vmid: u32) -> PathBuf {
         self.root().join(format!("etc/pve/nodes/pve1/lxc/{vmid}.conf"))
@@ -233,6 +269,11 @@ impl Node {
         for mount in leash::mounts(Path::new("/mnt/vzsnap0"))?.into_iter().chain(leash::mounts(self.root())?) {
             if mount.contains("vzsnap") {
                 left.push(format!("mount {mount}"));
+            }
+        }
+        for entry in std::fs::read_dir(self.path("/var/lib/vzkeep")).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "json") {
+                left.push(format!("record {}", entry.path().display()));
             }
         }
         for (device, file) in leash::loops(self.root())? {
