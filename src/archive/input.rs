@@ -1,4 +1,4 @@
-//! Byte streams that can be given up: a file descriptor that is polled, and a child `lzop -d`.
+//! Byte streams that can be given up: a file descriptor that is polled, and a stock program that decompresses.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,13 +15,13 @@ const TICK_MS: u16 = 50;
 
 /// Reads a pipe, socket or file and gives up within [`TICK_MS`] when one of its flags is set. A read of a file on a
 /// dead network file system cannot be given up.
-pub(super) struct PolledRead {
+pub(crate) struct PolledRead {
     file: File,
     cancels: Vec<Cancel>,
 }
 
 impl PolledRead {
-    pub(super) fn new(file: File, cancels: Vec<Cancel>) -> Self {
+    pub(crate) fn new(file: File, cancels: Vec<Cancel>) -> Self {
         Self { file, cancels }
     }
 }
@@ -42,9 +42,10 @@ impl Read for PolledRead {
     }
 }
 
-/// The output of `lzop -d`; a failure of the child ends it with an error instead of an end of file.
-pub(super) struct Lzop {
+/// The output of `<program> -d -c`; a failure of the child ends it with an error instead of an end of file.
+pub(super) struct Decompressor {
     child: Child,
+    program: &'static str,
     output: PolledRead,
     /// Feeds the child when its input is no file.
     feeder: Option<JoinHandle<io::Result<()>>>,
@@ -57,44 +58,51 @@ pub(super) enum Packed {
     Stream(Box<dyn Read + Send>),
 }
 
-impl Lzop {
+impl Decompressor {
     /// `stop` is set when this is dropped; a [`Packed::Stream`] that can block has to look at it.
-    pub(super) fn start(host: &Host, packed: Packed, cancel: &Cancel, stop: &Cancel) -> io::Result<Self> {
+    pub(super) fn start(
+        host: &Host,
+        program: &'static str,
+        packed: Packed,
+        cancel: &Cancel,
+        stop: &Cancel,
+    ) -> io::Result<Self> {
         let (stdin, stream) = match packed {
             Packed::File(file) => (Stdio::from(file), None),
             Packed::Stream(stream) => (Stdio::piped(), Some(stream)),
         };
-        let mut command = host.command("lzop");
-        // Its own process group: a Ctrl-C is ours to handle, and lzop ends with its pipes.
+        let mut command = host.command(program);
+        // Its own process group: a Ctrl-C is ours to handle, and the child ends with its pipes.
         command.args(["-d", "-c"]).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .spawn()
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot start lzop, which .lzo needs: {e}")))?;
-        let output = child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("lzop without output"))?;
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot start {program}, which this archive needs: {e}")))?;
+        let output =
+            child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("a child without output"))?;
         let output = PolledRead::new(File::from(output), vec![cancel.clone(), stop.clone()]);
         let feeder = match (child.stdin.take(), stream) {
             (Some(mut stdin), Some(mut stream)) => Some(std::thread::spawn(move || copy(&mut stream, &mut stdin))),
             _ => None,
         };
-        Ok(Self { child, output, feeder, stop: stop.clone() })
+        Ok(Self { child, program, output, feeder, stop: stop.clone() })
     }
 
     fn end(&mut self) -> io::Result<()> {
         if let Some(feeder) = self.feeder.take() {
             match feeder.join() {
-                // lzop says better what it did not like than a broken pipe does.
+                // The child says better what it did not like than a broken pipe does.
                 Ok(Err(e)) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
                 Ok(_) => {}
-                Err(_) => return Err(io::Error::other("the thread that feeds lzop panicked")),
+                Err(_) => return Err(io::Error::other(format!("the thread that feeds {} panicked", self.program))),
             }
         }
         let status = self.child.wait()?;
-        lzop_verdict(&mut self.child, status)
+        verdict(self.program, &mut self.child, status)
     }
 }
 
-/// What the end of an `lzop` means, in its own words if it failed; its standard error is a pipe nobody has read.
-pub(crate) fn lzop_verdict(child: &mut Child, status: ExitStatus) -> io::Result<()> {
+/// What the end of a `program` means, in its own words if it failed; its standard error is a pipe nobody has read.
+pub(crate) fn verdict(program: &str, child: &mut Child, status: ExitStatus) -> io::Result<()> {
     if status.success() {
         return Ok(());
     }
@@ -102,7 +110,7 @@ pub(crate) fn lzop_verdict(child: &mut Child, status: ExitStatus) -> io::Result<
     if let Some(stderr) = &mut child.stderr {
         stderr.take(4096).read_to_string(&mut said)?;
     }
-    Err(io::Error::other(format!("lzop failed ({status}): {}", said.trim())))
+    Err(io::Error::other(format!("{program} failed ({status}): {}", said.trim())))
 }
 
 /// As [`io::copy`], but reads in pieces worth a system call.
@@ -116,7 +124,7 @@ fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-impl Read for Lzop {
+impl Read for Decompressor {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self.output.read(buf)? {
             0 if !buf.is_empty() => self.end().map(|()| 0),
@@ -125,7 +133,7 @@ impl Read for Lzop {
     }
 }
 
-impl Drop for Lzop {
+impl Drop for Decompressor {
     fn drop(&mut self) {
         self.stop.set();
         // Both fail only when the child is gone, which is what is wanted.

@@ -1,45 +1,56 @@
-//! Archive formats: VMA, the container of a virtual machine's disks and configuration, and the compressed containers it
-//! is kept in.
+//! Archive formats: VMA, which holds a virtual machine's disks and configuration, tar, which holds a container's files,
+//! and the compressed containers they are kept in.
 //!
-//! [`vma`] knows the bytes of VMA, [`frame`] compresses it in independent frames and finds them again, [`Source`] opens
-//! any archive for reading. Moving data through threads is [`crate::transfer`]'s business.
+//! [`vma`] and [`tar`] know the bytes, [`frame`] compresses them in independent frames and finds them again, [`Source`] and
+//! [`tar::TarSource`] open any archive for reading. Moving data through threads is [`crate::transfer`]'s business.
 
 pub mod frame;
 mod input;
+mod packed;
 mod source;
+pub mod tar;
 pub mod vma;
 
-pub(crate) use input::lzop_verdict;
+pub(crate) use input::{PolledRead, verdict};
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Plain `.vma`.
+    /// Plain `.vma` or `.tar`.
     None,
-    /// `.vma.zst`: independent zstd frames of level 3 and an index.
+    /// `.zst`: independent zstd frames of level 3 and an index.
     Zstd {
         /// Threads that compress, at least 1.
         threads: usize,
     },
-    /// `.vma.gz`: independent gzip members of level 6 and an index.
+    /// `.gz`: independent gzip members of level 6 and an index.
     Gzip {
         /// Threads that compress, at least 1.
         threads: usize,
     },
-    /// `.vma.lzo`: written by a child `lzop`.
+    /// `.lzo`: written by a child `lzop`.
     Lzo,
 }
 
 impl Compression {
-    /// What follows `.vma` in the archive's name: `.zst`, `.gz`, `.lzo` or nothing.
+    /// What follows `.vma` or `.tar` in the archive's name: `.zst`, `.gz`, `.lzo` or nothing.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::None => "",
             Self::Zstd { .. } => ".zst",
             Self::Gzip { .. } => ".gz",
             Self::Lzo => ".lzo",
+        }
+    }
+
+    /// The container it is written in, if it is written in frames.
+    pub(crate) fn container(self) -> Option<frame::Container> {
+        match self {
+            Self::Zstd { .. } => Some(frame::Container::Zstd),
+            Self::Gzip { .. } => Some(frame::Container::Gzip),
+            Self::None | Self::Lzo => None,
         }
     }
 

@@ -2,19 +2,23 @@
 //! out whether its frames can be read side by side.
 
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, Cursor, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::frame::{Container, Index, Unpacker};
-use super::input::{Lzop, Packed, PolledRead};
+use super::input::{Packed, PolledRead};
+use super::packed::Method;
+use super::tar::TarError;
 use super::vma::{Header, Reader, VmaError};
 use crate::host::{Cancel, Host};
 
-/// Compressed bytes that are read at once.
-const READ: usize = 1 << 20;
-const LZOP_MAGIC: &[u8] = b"\x89LZO\0\r\n\x1a\n";
+/// The first bytes of VMA.
+const VMA_MAGIC: &[u8] = b"VMA\0";
+
+/// What is noted about an archive with an index that is not its own.
+pub(super) const FOREIGN_INDEX: &str = "the index at the end of the archive belongs to another one; reading without it";
 
 /// An archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,21 @@ pub enum ArchiveCause {
     /// The VMA data in it is damaged or cannot be had.
     #[error("{0}")]
     Vma(#[from] VmaError),
+    /// Not an archive of a container.
+    #[error("neither tar nor zstd, gzip, lzop, xz or bzip2 data: it starts with {0:02x?}")]
+    NoTar(Vec<u8>),
+    /// The tar data in it is damaged, or must not be unpacked.
+    #[error("{0}")]
+    Tar(#[from] TarError),
+    /// The tar data cannot be had.
+    #[error("reading the tar data from byte {offset} on failed: {source}")]
+    TarRead {
+        /// Up to where it could be read.
+        offset: u64,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A frame is damaged.
     #[error("frame {frame} at byte {offset} of the file is damaged or cannot be read: {source}")]
     Frame {
@@ -123,30 +142,24 @@ impl Source {
         }
         let mut start = [0; 16];
         let got = file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?;
-        let container = match recognise(&start[..got])? {
-            Kind::Zstd => Container::Zstd,
-            Kind::Gzip => Container::Gzip,
-            Kind::Lzop => {
-                let child = Lzop::start(host, Packed::File(file), cancel, &stop).map_err(ArchiveCause::Open)?;
-                return Self::of_vma(name, Box::new(child), stop, None);
-            }
-            Kind::Plain => return Self::of_vma(name, Box::new(BufReader::with_capacity(READ, file)), stop, None),
-        };
+        let method = recognise(&start[..got])?;
         let mut note = None;
-        match Index::find(container, meta.len(), &mut |buf, offset| file.read_exact_at(buf, offset)) {
-            Ok(Some(index)) => {
-                let header = first_frame(&file, container, &index)?;
-                if header.uuid == index.uuid {
-                    let input = Input::Indexed(Indexed { file, container, index });
-                    return Ok(Self { name, header, input, stop, note });
+        if let Some(container) = method.container() {
+            match Index::find(container, meta.len(), &mut |buf, offset| file.read_exact_at(buf, offset)) {
+                Ok(Some(index)) => {
+                    let header = first_frame(&file, container, &index)?;
+                    if header.uuid == index.uuid {
+                        let input = Input::Indexed(Indexed { file, container, index });
+                        return Ok(Self { name, header, input, stop, note });
+                    }
+                    note = Some(FOREIGN_INDEX.into());
                 }
-                note = Some("the index at the end of the archive belongs to another one; reading without it".into());
+                Ok(None) => {}
+                Err(e) => note = Some(format!("{e}; reading without it")),
             }
-            Ok(None) => {}
-            Err(e) => note = Some(format!("{e}; reading without it")),
         }
-        let kind = if container == Container::Zstd { Kind::Zstd } else { Kind::Gzip };
-        Self::of_vma(name, unpacked(kind, Box::new(file))?, stop, note)
+        let vma = method.unpack(host, Packed::File(file), cancel, &stop).map_err(ArchiveCause::Open)?;
+        Self::of_vma(name, vma, stop, note)
     }
 
     fn from_stream(
@@ -158,14 +171,9 @@ impl Source {
     ) -> Result<Self, ArchiveCause> {
         let mut start = Vec::with_capacity(16);
         (&mut input).take(16).read_to_end(&mut start).map_err(ArchiveCause::Open)?;
-        let kind = recognise(&start)?;
-        let whole = Box::new(Cursor::new(start).chain(input));
-        let vma = match kind {
-            Kind::Lzop => {
-                Box::new(Lzop::start(host, Packed::Stream(whole), cancel, &stop).map_err(ArchiveCause::Open)?)
-            }
-            kind => unpacked(kind, whole)?,
-        };
+        let method = recognise(&start)?;
+        let whole = Packed::Stream(Box::new(Cursor::new(start).chain(input)));
+        let vma = method.unpack(host, whole, cancel, &stop).map_err(ArchiveCause::Open)?;
         Self::of_vma(name, vma, stop, None)
     }
 
@@ -203,31 +211,12 @@ impl Source {
     }
 }
 
-enum Kind {
-    Plain,
-    Zstd,
-    Gzip,
-    Lzop,
-}
-
-fn recognise(start: &[u8]) -> Result<Kind, ArchiveCause> {
-    match start {
-        [b'V', b'M', b'A', 0, ..] => Ok(Kind::Plain),
-        // A frame, or a skippable frame in front of one.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Kind::Zstd),
-        [0x1f, 0x8b, ..] => Ok(Kind::Gzip),
-        _ if start.starts_with(LZOP_MAGIC) => Ok(Kind::Lzop),
+fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
+    match Method::recognise(start) {
+        Some(method @ (Method::Zstd | Method::Gzip | Method::Lzop)) => Ok(method),
+        None if start.starts_with(VMA_MAGIC) => Ok(Method::Plain),
         _ => Err(ArchiveCause::Unknown(start.to_vec())),
     }
-}
-
-fn unpacked(kind: Kind, input: Box<dyn Read + Send>) -> Result<Box<dyn Read + Send>, ArchiveCause> {
-    let input = BufReader::with_capacity(READ, input);
-    Ok(match kind {
-        Kind::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input).map_err(ArchiveCause::Open)?),
-        Kind::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        Kind::Plain | Kind::Lzop => Box::new(input),
-    })
 }
 
 /// The header, which is the first frame and nothing else.

@@ -3,6 +3,7 @@
 mod complete;
 mod guard;
 mod jobs;
+mod look;
 mod native;
 mod probe;
 mod qmrestore;

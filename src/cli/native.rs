@@ -2,6 +2,7 @@
 //! clap's, and so are their help, their man page and their completions.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
@@ -30,6 +31,29 @@ struct Native {
 enum Verb {
     /// Backup jobs of jobs.cfg: list and show them, when they run next, run them
     Jobs(super::jobs::Jobs),
+    /// List what a directory in the archive of a container holds: kind, size and name
+    ///
+    /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
+    /// through. Kinds are those of 'ls -l', and h for a hard link.
+    List {
+        /// The archive: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
+        archive: PathBuf,
+        /// The directory in it, such as etc/network; the top one without
+        #[arg(default_value = "")]
+        directory: OsString,
+        /// Only names as they are, each with a NUL byte behind it, for 'xargs -0'
+        #[arg(short = '0', long)]
+        null: bool,
+    },
+    /// Write the content of one file in the archive of a container to standard output
+    ///
+    /// Reads what 'vzkeep list' reads, and then only the part of the archive the file is in. Holes become zeros.
+    Cat {
+        /// The archive
+        archive: PathBuf,
+        /// The file in it, such as etc/hostname
+        member: OsString,
+    },
     /// Print the man page of a program
     Man {
         /// The program
@@ -100,6 +124,8 @@ pub fn run(args: &[OsString]) -> ExitCode {
         }
     };
     match native.verb {
+        Verb::List { archive, directory, null } => return super::look::list(&archive, &directory, null),
+        Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {

@@ -3,19 +3,18 @@
 //! Two readers per disk, which also encode -> workers that compress -> one writer, which puts the groups back in order. A wish to stop is honoured within
 //! about 100 ms, except during a read of the image, the compression of one group, and what [`super::output`] names.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, Scope};
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::TransferError;
 use super::limit::Limiter;
 use super::output::{Output, Sink};
 use super::plan::{Group, Plan};
+use super::pool::{self, Piece, Slots};
 use super::slot::{RAW, Slot, encode};
 use super::stop::{Stop, StopOnPanic, lock};
 use crate::archive::Compression;
@@ -28,8 +27,6 @@ use crate::image::Image;
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 /// Threads that read each disk, unless fewer requests are allowed.
 const READERS: usize = 2;
-/// How often progress is reported and the wish to stop looked at.
-const TICK: Duration = Duration::from_millis(50);
 
 /// A disk to back up.
 #[derive(Clone)]
@@ -99,24 +96,11 @@ struct Disk<'a> {
     plan: Mutex<Plan>,
 }
 
-/// A group on its way.
-struct Job {
-    sequence: u64,
+/// What is known of a group on its way; its slot holds extents.
+struct Extents {
     disk: usize,
     group: Group,
-    slot: Slot,
-    /// Bytes of extents in the slot.
-    raw: usize,
     /// Bytes of zeros left out of them.
-    zero: u64,
-}
-
-/// A group ready to be written.
-struct Ready {
-    slot: Slot,
-    raw: usize,
-    frame: Frame,
-    read: u64,
     zero: u64,
 }
 
@@ -153,35 +137,21 @@ pub fn backup(
     let disks: Vec<Disk> =
         job.disks.iter().zip(1..=255).map(|(disk, id)| Disk { disk, id, plan: Mutex::new(plan(disk)) }).collect();
     let total = job.disks.iter().map(|d| d.image.size()).sum();
-    let container = match job.compression {
-        Compression::Zstd { .. } => Some(Container::Zstd),
-        Compression::Gzip { .. } => Some(Container::Gzip),
-        Compression::None | Compression::Lzo => None,
-    };
     let (stop, counters) = (Stop::new(cancel), Counters::default());
     let shared = Shared {
         stop: &stop,
         disks: &disks,
         uuid: job.uuid,
-        container,
+        container: job.compression.container(),
         sequence: AtomicU64::new(0),
         limiter,
         counters: &counters,
     };
     std::thread::scope(|scope| {
         let _stop_on_panic = StopOnPanic(&stop);
-        let done = match start(scope, job, &shared, header, output) {
-            Ok(done) => done,
-            Err(cause) => return stop.fail(cause),
-        };
-        loop {
-            if cancel.is_set() {
-                stop.fail(TransferError::Cancelled);
-            }
-            match done.recv_timeout(TICK) {
-                Err(RecvTimeoutError::Timeout) => progress(&counters.progress(total)),
-                _ => break,
-            }
+        match start(scope, job, &shared, header, output) {
+            Ok(done) => pool::watch(&stop, cancel, None, &done, &mut || progress(&counters.progress(total))),
+            Err(cause) => stop.fail(cause),
         }
     });
     stop.into_result()?;
@@ -215,12 +185,7 @@ fn start<'scope, 'env>(
     let workers = job.compression.workers();
     let readers = READERS.min(job.max_workers).max(1);
     let useful = readers * shared.disks.len() + 2 * workers + 4;
-    let afforded = job.memory / 2 / Slot::bytes(shared.container.is_some());
-    let slots = usize::try_from(afforded).unwrap_or(useful).min(useful).max(2);
-    let (give_slot, slot) = bounded(slots);
-    for _ in 0..slots {
-        give_slot.try_send(Slot::default()).ok();
-    }
+    let (slot, give_slot) = pool::slots(job.memory / 2, Slot::bytes(shared.container.is_some()), useful);
     // The slots bound what these hold.
     let (job_sender, jobs) = unbounded();
     let (ready_sender, ready) = unbounded();
@@ -233,13 +198,15 @@ fn start<'scope, 'env>(
         for _ in 0..readers {
             let (pool, jobs) = ((slot.clone(), give_slot.clone()), job_sender.clone());
             let name = format!("read {}", shared.disks[index].disk.name);
-            spawn(name, Box::new(move || read(shared, index, &pool, &jobs)))?;
+            spawn(name, Box::new(move || stop.told(read(shared, index, &pool, &jobs))))?;
         }
     }
     drop(job_sender);
     for number in 0..workers {
         let (jobs, ready) = (jobs.clone(), ready_sender.clone());
-        spawn(format!("compress {number}"), Box::new(move || work(shared, &jobs, &ready)))?;
+        let failed = |what: Option<&Extents>, e| failed(shared, what, e);
+        let body = move || stop.told(pool::compress(stop, shared.container, &jobs, &ready, failed));
+        spawn(format!("compress {number}"), Box::new(body))?;
     }
     drop(ready_sender);
     let (done_sender, done) = bounded(0);
@@ -253,10 +220,7 @@ fn start<'scope, 'env>(
     Ok(done)
 }
 
-/// The slots that are free, and where they are given back.
-type Pool = (Receiver<Slot>, Sender<Slot>);
-
-fn read(shared: &Shared, index: usize, pool: &Pool, jobs: &Sender<Job>) -> Result<(), TransferError> {
+fn read(shared: &Shared, index: usize, pool: &Slots, jobs: &Sender<Piece<Extents>>) -> Result<(), TransferError> {
     let Disk { disk, id, plan } = &shared.disks[index];
     while let Some(mut slot) = shared.stop.recv(&pool.0) {
         let (sequence, group) = {
@@ -289,7 +253,7 @@ fn read(shared: &Shared, index: usize, pool: &Pool, jobs: &Sender<Job>) -> Resul
         let (raw, zero) = encode(&group, *id, &shared.uuid, &mut slot.raw);
         let range = byte_range(&group, disk.image.size());
         // Nobody listens only when the transfer was stopped.
-        if jobs.send(Job { sequence, disk: index, group, slot, raw, zero }).is_err() {
+        if jobs.send(Piece { sequence, slot, raw, what: Extents { disk: index, group, zero } }).is_err() {
             return Ok(());
         }
         // After the group is on its way, and not in the worker: giving space back is a round trip to QEMU, or work for the
@@ -317,31 +281,10 @@ fn read_run(shared: &Shared, image: &dyn Image, first: u64, buf: &mut [u8]) -> R
     Ok(true)
 }
 
-fn work(shared: &Shared, jobs: &Receiver<Job>, ready: &Sender<(u64, Ready)>) -> Result<(), TransferError> {
-    let mut packer = shared.container.map(Packer::new).transpose().map_err(|e| compress_error("archive", 0, e))?;
-    while let Some(Job { sequence, disk, group, mut slot, raw, mut zero }) = shared.stop.recv(jobs) {
-        let Disk { disk, id, .. } = &shared.disks[disk];
-        let range = byte_range(&group, disk.image.size());
-        if let Some(packer) = &mut packer {
-            let packed = packer.pack(&slot.raw[..raw], &mut slot.packed);
-            packed.map_err(|e| compress_error(&disk.name, range.start, e))?;
-        }
-        let read = range.end - range.start;
-        // Padding behind the end of the disk is zero, but no part of the disk.
-        zero = zero.min(read);
-        let frame = Frame {
-            packed: slot.packed.len() as u32,
-            raw: raw as u32,
-            device: *id,
-            first: group.first as u32,
-            clusters: group.count as u32,
-        };
-        // Nobody listens only when the transfer was stopped.
-        if ready.send((sequence, Ready { slot, raw, frame, read, zero })).is_err() {
-            return Ok(());
-        }
-    }
-    Ok(())
+fn failed(shared: &Shared, what: Option<&Extents>, source: std::io::Error) -> TransferError {
+    let Some(Extents { disk, group, .. }) = what else { return compress_error("archive", 0, source) };
+    let disk = shared.disks[*disk].disk;
+    compress_error(&disk.name, byte_range(group, disk.image.size()).start, source)
 }
 
 fn byte_range(group: &Group, size: u64) -> Range<u64> {
@@ -356,7 +299,7 @@ fn write(
     shared: &Shared,
     header: &[u8],
     mut sink: Sink,
-    ready: &Receiver<(u64, Ready)>,
+    ready: &Receiver<Piece<Extents>>,
     slots: &Sender<Slot>,
 ) -> Result<(), TransferError> {
     let (stop, counters) = (shared.stop, shared.counters);
@@ -378,30 +321,35 @@ fn write(
         encode_zero_extent(&mut extent, &shared.uuid, 0, 0, 0);
         single(&mut sink, &mut index, &extent)?;
     }
-    let (mut next, mut waiting) = (0, BTreeMap::new());
-    while let Some((sequence, group)) = stop.recv(ready) {
-        waiting.insert(sequence, group);
-        while let Some(Ready { slot, raw, frame, read, zero }) = waiting.remove(&next) {
-            next += 1;
+    let complete =
+        pool::in_order(stop, ready, slots, |Piece { slot, raw, what: Extents { disk, group, zero }, .. }| {
+            let Disk { disk, id, .. } = &shared.disks[*disk];
             if shared.container.is_some() {
                 sink.write_all(&slot.packed, stop)?;
-                index.push(frame);
+                index.push(Frame {
+                    packed: slot.packed.len() as u32,
+                    raw: *raw as u32,
+                    device: *id,
+                    first: group.first as u32,
+                    clusters: group.count as u32,
+                });
             } else {
-                sink.write_all(&slot.raw[..raw], stop)?;
+                sink.write_all(&slot.raw[..*raw], stop)?;
             }
+            let range = byte_range(group, disk.image.size());
+            let read = range.end - range.start;
             counters.read.fetch_add(read, Ordering::Relaxed);
-            counters.zero.fetch_add(zero, Ordering::Relaxed);
+            // Padding behind the end of the disk is zero, but no part of the disk.
+            counters.zero.fetch_add(read.min(*zero), Ordering::Relaxed);
             counters.written.store(sink.archive_bytes(), Ordering::Relaxed);
-            // Full or closed it is only when nobody needs the slot any more.
-            slots.try_send(slot).ok();
-        }
-    }
+            Ok(())
+        })?;
     if stop.is_set() {
         return Ok(());
     }
     let total: u64 = shared.disks.iter().map(|d| d.disk.image.size()).sum();
     assert!(
-        waiting.is_empty() && counters.read.load(Ordering::Relaxed) == total,
+        complete && counters.read.load(Ordering::Relaxed) == total,
         "the archive holds {} of {total} bytes of the disks",
         counters.read.load(Ordering::Relaxed)
     );

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::archive::ArchiveError;
+use crate::archive::tar::TarError;
 use crate::archive::vma::VmaError;
 use crate::host::files::reason;
 use crate::image::ImageError;
@@ -35,6 +36,37 @@ pub enum TransferError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// The archive of a container, or what is made of it, cannot be written.
+    #[error("writing '{archive}' failed after {written} bytes: {}", reason(source))]
+    Write {
+        /// The archive's path, or the program that reads.
+        archive: String,
+        /// Bytes that were written before.
+        written: u64,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The program that makes the archive's content cannot be read.
+    #[error("reading the output of {from} failed after {offset} bytes: {source}")]
+    Read {
+        /// The program.
+        from: String,
+        /// Bytes that were read before.
+        offset: u64,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// What the program makes is not what it should be.
+    #[error("the output of {from} makes no archive: {cause}")]
+    Tar {
+        /// The program.
+        from: String,
+        /// What is wrong with it.
+        #[source]
+        cause: TarError,
     },
     /// The archive cannot be read.
     #[error(transparent)]

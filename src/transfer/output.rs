@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Draft;
 use super::TransferError;
 use super::stop::Stop;
-use crate::archive::lzop_verdict;
+use crate::archive::verdict;
 use crate::host::Host;
 
 /// How long a wait for a pipe goes on before the flag is looked at again.
@@ -45,6 +45,8 @@ pub(super) struct Sink<'a> {
     name: String,
     /// Bytes handed over, uncompressed when `lzop` compresses.
     written: u64,
+    /// Whether it is an archive of a virtual machine, whose errors have QEMU's words.
+    is_vma: bool,
 }
 
 enum Kind<'a> {
@@ -64,7 +66,12 @@ impl<'a> Sink<'a> {
             Output::Fd(fd, name) => (Kind::Fd(PolledWrite::new(File::from(fd))), name),
             Output::Writer(writer, name) => (Kind::Writer(writer), name),
         };
-        Self { kind, name, written: 0 }
+        Self { kind, name, written: 0, is_vma: true }
+    }
+
+    /// The same for the archive of a container.
+    pub(super) fn for_tar(output: Output<'a>) -> Self {
+        Self { is_vma: false, ..Self::open(output) }
     }
 
     /// Puts `lzop` in front: it writes a draft itself, everything else is pumped by a thread of `scope`.
@@ -77,8 +84,8 @@ impl<'a> Sink<'a> {
     where
         'a: 'scope,
     {
-        let name = self.name.clone();
-        let failed = |source| TransferError::Output { archive: name.clone(), written: 0, source };
+        let (name, is_vma) = (self.name.clone(), self.is_vma);
+        let failed = |source| write_error(is_vma, &name, 0, source);
         let stdout = match &self.kind {
             Kind::Draft(draft) => Stdio::from(draft.file().map_err(failed)?),
             _ => Stdio::piped(),
@@ -98,7 +105,7 @@ impl<'a> Sink<'a> {
             (kind, Some(mut from)) => {
                 let (done, pumped) = bounded(1);
                 lzop.pumped = Some(pumped);
-                let mut to = Sink { kind, name: self.name.clone(), written: 0 };
+                let mut to = Sink { kind, name: self.name.clone(), written: 0, is_vma };
                 let pump = move || {
                     stop.guard("lzop's output", || {
                         let mut buf = vec![0; 256 << 10];
@@ -118,7 +125,7 @@ impl<'a> Sink<'a> {
             }
             (_, None) => {}
         }
-        Ok(Self { kind: Kind::Lzop(lzop), name: self.name, written: 0 })
+        Ok(Self { kind: Kind::Lzop(lzop), name: self.name, written: 0, is_vma })
     }
 
     /// Writes all of `bytes`, or fails. Returns early without an error when the transfer was stopped.
@@ -161,7 +168,16 @@ impl<'a> Sink<'a> {
     }
 
     fn failed(&self, source: io::Error) -> TransferError {
-        TransferError::Output { archive: self.name.clone(), written: self.written, source }
+        write_error(self.is_vma, &self.name, self.written, source)
+    }
+}
+
+fn write_error(is_vma: bool, archive: &str, written: u64, source: io::Error) -> TransferError {
+    let archive = archive.to_owned();
+    if is_vma {
+        TransferError::Output { archive, written, source }
+    } else {
+        TransferError::Write { archive, written, source }
     }
 }
 
@@ -251,7 +267,7 @@ impl Lzop<'_> {
                 return Ok(());
             }
         };
-        lzop_verdict(&mut self.child, status)
+        verdict("lzop", &mut self.child, status)
     }
 }
 

@@ -22,8 +22,13 @@ pub(super) struct Slot {
 impl Slot {
     /// Bytes a slot can come to have, compressed or not.
     pub(super) fn bytes(compressed: bool) -> u64 {
-        let packed = if compressed { zstd::zstd_safe::compress_bound(RAW) } else { 0 };
-        (RAW + packed) as u64
+        Self::bytes_of(RAW, compressed)
+    }
+
+    /// The same for a slot of `raw` bytes.
+    pub(super) fn bytes_of(raw: usize, compressed: bool) -> u64 {
+        let packed = if compressed { zstd::zstd_safe::compress_bound(raw) } else { 0 };
+        (raw + packed) as u64
     }
 }
 

@@ -46,6 +46,15 @@ impl Stop {
         lock(&self.alive).take();
     }
 
+    /// Reports what a thread's work came to while the thread still holds its queues: who sees one of them closed without a
+    /// cause can rely on that the work is complete.
+    pub(super) fn told(&self, result: Result<(), TransferError>) -> Result<(), TransferError> {
+        if let Err(cause) = result {
+            self.fail(cause);
+        }
+        Ok(())
+    }
+
     pub(super) fn into_result(self) -> Result<(), TransferError> {
         match self.cause.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(cause) => Err(cause),

@@ -22,12 +22,17 @@ const SKIPPABLE: u32 = 0x184D_2A56;
 /// Bytes of the longest body, read or written: 8 million frames, about 30 TiB of disks. A longer one is left out.
 const MAX_BODY: usize = 128 << 20;
 
+/// In the place of the archive's UUID when it holds tar data, which has none.
+pub const TAR_ID: [u8; 16] = *b"vzkeep tar files";
+/// In the place of the disk: a part of the container that stock programs skip and that holds no data of the archive.
+const TABLE: u8 = 255;
+
 /// One frame of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
     /// Bytes in the container.
     pub packed: u32,
-    /// Bytes of VMA it holds.
+    /// Bytes of VMA or tar it holds.
     pub raw: u32,
     /// Number of the disk; 0 for a frame without clusters, such as the first one, which holds the VMA header.
     pub device: u8,
@@ -35,6 +40,54 @@ pub struct Frame {
     pub first: u32,
     /// How many it holds; all of the run from `first` on, below 2^24.
     pub clusters: u32,
+}
+
+impl Frame {
+    /// A frame of tar data.
+    pub fn of_tar(packed: u32, raw: u32) -> Self {
+        Self { packed, raw, device: 0, first: 0, clusters: 0 }
+    }
+
+    /// Part of a table that stock programs skip, made by [`wrap`].
+    pub fn of_table(packed: u32) -> Self {
+        Self { packed, raw: 0, device: TABLE, first: 0, clusters: 0 }
+    }
+
+    /// Whether it is part of a table, and no data.
+    pub fn is_table(&self) -> bool {
+        self.raw == 0 && self.device == TABLE
+    }
+}
+
+/// `payload` as a part of a container that stock programs skip; at most [`MAX_FRAME`] bytes.
+pub fn wrap(container: Container, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(payload.len() + payload.len() / 1024 + 64);
+    match container {
+        Container::Zstd => {
+            out.extend_from_slice(&SKIPPABLE.to_le_bytes());
+            out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            out.extend_from_slice(payload);
+        }
+        Container::Gzip => payload.chunks(gzip::MAX_PAYLOAD).for_each(|part| gzip::add(&mut out, part)),
+    }
+    out
+}
+
+/// What [`wrap`] was given; `None` when `wrapped` is something else.
+pub fn unwrap(container: Container, wrapped: &[u8]) -> Option<Vec<u8>> {
+    match container {
+        Container::Zstd => {
+            let (head, payload) = wrapped.split_at_checked(8)?;
+            (le32(head, 0) == SKIPPABLE && le32(head, 4) as usize == payload.len()).then(|| payload.to_vec())
+        }
+        Container::Gzip => {
+            let (mut rest, mut payload) = (wrapped, Vec::new());
+            while !rest.is_empty() {
+                payload.extend_from_slice(gzip::take(&mut rest)?);
+            }
+            Some(payload)
+        }
+    }
 }
 
 /// An index that was read and found to be consistent with its file.
@@ -132,7 +185,10 @@ impl Index {
         let mut sum = 0;
         for (i, frame) in index.iter().enumerate() {
             let most = if i == 0 { MAX_HEADER } else { MAX_FRAME };
-            if frame.packed == 0 || frame.raw == 0 || frame.packed.max(frame.raw) as usize > most + most / 8 + 1024 {
+            if frame.packed == 0
+                || (frame.raw == 0 && !frame.is_table())
+                || frame.packed.max(frame.raw) as usize > most + most / 8 + 1024
+            {
                 return damaged("impossible length of a frame");
             }
             sum += u64::from(frame.packed);

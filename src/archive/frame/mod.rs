@@ -1,8 +1,9 @@
 //! The compressed containers: independent frames (zstd frames, gzip members) one behind the other, and an index at the
 //! end that stock programs skip.
 //!
-//! Every frame holds whole VMA extents, the first one the VMA header. That is what lets restore work on many frames at
-//! once and a reader find one cluster. Nothing relies on the index being there or being right: without a good one the
+//! Every frame of a VMA holds whole extents, the first one the VMA header; frames of tar data begin with a member where
+//! that is possible. That is what lets restore work on many frames at once and a reader find one cluster or one file: for
+//! files there is a table of members between the frames and the index, which stock programs skip, too. Nothing relies on the index being there or being right: without a good one the
 //! container is read as the one stream it is.
 
 mod gzip;
@@ -11,7 +12,7 @@ mod pack;
 #[cfg(test)]
 mod tests;
 
-pub use index::{Frame, Index, IndexBuilder, IndexError};
+pub use index::{Frame, Index, IndexBuilder, IndexError, TAR_ID, unwrap, wrap};
 pub use pack::{Packer, Unpacker};
 
 /// Bytes of raw data in the largest frame, the first excepted: an extent of 59 full clusters and what zero extents may

@@ -1,0 +1,430 @@
+//! An archive as a tree: what a directory holds, and the content of one file. With a table of members only the blocks of
+//! it and the frames that are needed are read; without one, the archive is gone through.
+//!
+//! The table is a guide, nothing more: what it says of a file is compared with the header there, and where they differ, or
+//! a block of the table is damaged, the archive is gone through.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Cursor, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::sparse::Expanded;
+use super::table::{self, Entry, Root};
+use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
+use crate::archive::frame::{Frame, Unpacker, unwrap};
+use crate::archive::{ArchiveCause, ArchiveError, Indexed};
+use crate::host::{Cancel, Host};
+
+/// Bytes read at once when an archive is gone through.
+const PIECE: usize = 1 << 20;
+
+/// A file in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name in the directory.
+    pub name: Vec<u8>,
+    /// What it is, as `ls -l` has it; `h` for a hard link.
+    pub kind: char,
+    /// Bytes of the file.
+    pub size: u64,
+}
+
+/// No file of this name, or none that has content.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    /// The archive cannot be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// It is not in the archive.
+    #[error("archive '{archive}' has no '{name}'")]
+    Missing {
+        /// The archive's path.
+        archive: String,
+        /// What was asked for.
+        name: String,
+    },
+    /// It is something else.
+    #[error("'{name}' in archive '{archive}' is {what}")]
+    Unfit {
+        /// The archive's path.
+        archive: String,
+        /// What was asked for.
+        name: String,
+        /// What it is.
+        what: &'static str,
+    },
+}
+
+/// An archive that can be looked at; see the module.
+pub struct TarArchive {
+    host: Host,
+    path: PathBuf,
+    cancel: Cancel,
+    name: String,
+    store: Store,
+    note: RefCell<Option<String>>,
+}
+
+enum Store {
+    /// With a table, if that can be used.
+    Frames(Indexed, Option<Root>),
+    Plain(File),
+    /// Opened again for each pass.
+    Stream,
+}
+
+impl TarArchive {
+    /// Opens the archive at `path`. Waits end when `cancel` is set.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no archive.
+    pub fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<Self, ArchiveError> {
+        let source = TarSource::open(host, path, cancel)?;
+        let mut note = source.note().map(str::to_owned);
+        let store = match source.input {
+            TarInput::Indexed(indexed) => {
+                let root = root(&indexed);
+                if root.is_none() {
+                    note = Some(
+                        "the archive has no table of its members, or a damaged one; going through all of it".into(),
+                    );
+                }
+                Store::Frames(indexed, root)
+            }
+            TarInput::Plain(file) => Store::Plain(file),
+            TarInput::Stream(_) => Store::Stream,
+        };
+        let (host, path, cancel) = (host.clone(), path.to_owned(), cancel.clone());
+        Ok(Self { host, path, cancel, name: source.name, store, note: RefCell::new(note) })
+    }
+
+    /// Something worth telling: why this takes long.
+    pub fn note(&self) -> Option<String> {
+        self.note.borrow().clone()
+    }
+
+    /// How many members the table has; none without one.
+    pub fn members(&self) -> Option<u64> {
+        match &self.store {
+            Store::Frames(_, root) => root.as_ref().map(|root| root.members),
+            Store::Plain(_) | Store::Stream => None,
+        }
+    }
+
+    /// What the directory holds, sorted by name; `""` or `.` is the top one. A member that occurs twice is listed as it is
+    /// unpacked: the last one counts.
+    ///
+    /// # Errors
+    /// When there is no such directory, or the archive cannot be read.
+    pub fn list(&self, directory: &[u8]) -> Result<Vec<Listed>, MemberError> {
+        let directory = normal(directory);
+        let prefix = table::prefix(&directory);
+        let mut found: BTreeMap<Vec<u8>, (u64, Listed)> = BTreeMap::new();
+        let mut add = |name: &[u8], offset: u64, kind: u8, size: u64| {
+            let known = found.get(name).is_none_or(|(known, _)| *known <= offset);
+            if known && !name.is_empty() {
+                let listed = Listed { name: name.to_vec(), kind: kind.into(), size };
+                found.insert(name.to_vec(), (offset, listed));
+            }
+        };
+        let from_table = self.from_table(&prefix)?;
+        if let Some(entries) = from_table {
+            for entry in &entries {
+                if let Some(name) = entry.key.strip_prefix(prefix.as_slice()) {
+                    add(name, entry.offset, entry.kind, entry.size);
+                }
+            }
+        } else {
+            self.scan(&mut |member| {
+                let key = table::key(&normal(&member.path));
+                if let Some(name) = key.strip_prefix(prefix.as_slice()) {
+                    add(name, member.offset, table::sign(member.kind), member.size);
+                }
+            })?;
+        }
+        if found.is_empty() && !directory.is_empty() {
+            let (member, _) = self.find(&directory)?;
+            if member.kind != Kind::Directory {
+                return Err(self.unfit(&directory, "no directory"));
+            }
+        }
+        Ok(found.into_values().map(|(_, listed)| listed).collect())
+    }
+
+    /// The member of that name, and its data as it is in the archive, without what fills the last block.
+    ///
+    /// # Errors
+    /// When there is no such member, or the archive cannot be read.
+    pub fn read_raw(&self, member: &[u8]) -> Result<(Member, impl Read + use<>), MemberError> {
+        self.find(&normal(member))
+    }
+
+    /// The content of a regular file, holes filled with zeros, and its size. A hard link is followed.
+    ///
+    /// # Errors
+    /// When there is no such file, or the archive cannot be read.
+    pub fn read(&self, member: &[u8]) -> Result<(impl Read + use<>, u64), MemberError> {
+        let asked = normal(member);
+        let (mut member, mut data) = self.find(&asked)?;
+        // Hard links lead to a member before them; two names that lead to each other lead nowhere.
+        for _ in 0..16 {
+            if member.kind != Kind::HardLink {
+                break;
+            }
+            let before = member.offset;
+            (member, data) = self.find(&normal(&member.link))?;
+            if member.offset >= before {
+                break;
+            }
+        }
+        match member.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(self.unfit(&asked, "a directory")),
+            Kind::Symlink => return Err(self.unfit(&asked, "a symbolic link")),
+            _ => return Err(self.unfit(&asked, "no regular file")),
+        }
+        let offset = member.data;
+        let expanded =
+            Expanded::new(&member, data).map_err(|e| self.failed(ArchiveCause::TarRead { offset, source: e }))?;
+        Ok((expanded, member.size))
+    }
+
+    fn failed(&self, cause: impl Into<ArchiveCause>) -> ArchiveError {
+        ArchiveError { archive: self.name.clone(), cause: cause.into() }
+    }
+
+    fn unfit(&self, name: &[u8], what: &'static str) -> MemberError {
+        MemberError::Unfit { archive: self.name.clone(), name: printable(name), what }
+    }
+
+    /// The member of this normal name, and its data.
+    fn find(&self, name: &[u8]) -> Result<(Member, io::Take<Box<dyn Read + Send>>), MemberError> {
+        let key = table::key(name);
+        if let Some(entries) = self.from_table(&key)? {
+            let last = entries.iter().filter(|entry| entry.key == key).max_by_key(|entry| entry.offset);
+            if let Some(entry) = last {
+                match self.at(entry.offset) {
+                    Ok((member, data)) if normal(&member.path) == name => return Ok((member, data)),
+                    _ => self.distrust("the table of the archive's members is wrong; going through all of it"),
+                }
+            } else {
+                return Err(MemberError::Missing { archive: self.name.clone(), name: printable(name) });
+            }
+        }
+        let mut last = None;
+        self.scan(&mut |member| {
+            if normal(&member.path) == name {
+                last = Some(member.offset);
+            }
+        })?;
+        let missing = || MemberError::Missing { archive: self.name.clone(), name: printable(name) };
+        Ok(self.at(last.ok_or_else(missing)?)?)
+    }
+
+    fn distrust(&self, why: &str) {
+        *self.note.borrow_mut() = Some(why.to_owned());
+    }
+
+    /// The entries whose keys begin with `prefix`; none when the table cannot tell.
+    fn from_table(&self, prefix: &[u8]) -> Result<Option<Vec<Entry>>, ArchiveError> {
+        let Store::Frames(indexed, Some(root)) = &self.store else { return Ok(None) };
+        // Keys in the root are cut: only one that is smaller within that length is the key of a block that begins before.
+        let within = &prefix[..prefix.len().min(table::ROOT_KEY)];
+        let from = root.first_keys.partition_point(|key| key.as_slice() < within).saturating_sub(1);
+        let mut found = Vec::new();
+        for (number, key) in root.first_keys.iter().enumerate().skip(from) {
+            let cut = key.len().min(prefix.len());
+            if number > from && key[..cut] > prefix[..cut] {
+                break;
+            }
+            let block = part(indexed, number, b'B').and_then(|block| table::entries(&block));
+            let Some(entries) = block else {
+                self.distrust("the table of the archive's members is damaged; going through all of it");
+                return Ok(None);
+            };
+            found.extend(entries.into_iter().filter(|entry| entry.key.starts_with(prefix)));
+        }
+        Ok(Some(found))
+    }
+
+    /// The member whose headers start at `offset`, and its data.
+    fn at(&self, offset: u64) -> Result<(Member, io::Take<Box<dyn Read + Send>>), ArchiveError> {
+        let mut data = self.data(offset)?;
+        let mut walker = Walker::at_member(offset);
+        let mut found = None;
+        let mut block = [0; BLOCK];
+        while found.is_none() {
+            let source = data.read_exact(&mut block);
+            source.map_err(|source| self.failed(ArchiveCause::TarRead { offset: walker.offset(), source }))?;
+            let walked = walker.feed(&block, &mut |member| {
+                found = Some(member);
+                Ok(())
+            });
+            walked.map_err(|e| self.failed(e))?;
+            if walker.ended() {
+                return Err(self.failed(TarError::Damaged { offset, what: "no member is there".to_owned() }));
+            }
+        }
+        let member = found.ok_or_else(|| self.failed(TarError::Truncated { offset }))?;
+        let stored = member.stored;
+        Ok((member, data.take(stored)))
+    }
+
+    /// The tar data from `offset` on.
+    fn data(&self, offset: u64) -> Result<Box<dyn Read + Send>, ArchiveError> {
+        let failed = |source| self.failed(ArchiveCause::TarRead { offset, source });
+        match &self.store {
+            Store::Frames(indexed, _) => {
+                let file = indexed.file.try_clone().map_err(failed)?;
+                Ok(Box::new(Frames::from(indexed, file, offset).map_err(failed)?))
+            }
+            Store::Plain(file) => Ok(Box::new(At { file: file.try_clone().map_err(failed)?, offset })),
+            Store::Stream => {
+                let mut stream = self.again()?;
+                let skipped = io::copy(&mut (&mut stream).take(offset), &mut io::sink()).map_err(failed)?;
+                if skipped < offset {
+                    return Err(self.failed(TarError::Truncated { offset: skipped }));
+                }
+                Ok(stream)
+            }
+        }
+    }
+
+    fn again(&self) -> Result<Box<dyn Read + Send>, ArchiveError> {
+        match TarSource::open(&self.host, &self.path, &self.cancel)?.input {
+            TarInput::Stream(stream) => Ok(stream),
+            _ => Err(self.failed(ArchiveCause::Open(io::Error::other("the archive was replaced meanwhile")))),
+        }
+    }
+
+    /// Goes through all members.
+    fn scan(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
+        let mut walker = Walker::new();
+        let mut data = self.data(0)?;
+        let mut buf = vec![0; PIECE];
+        loop {
+            // Headers are few and far between: where that is possible, data is passed over.
+            if let Store::Plain(file) = &self.store {
+                if walker.skippable() > 0 {
+                    walker.skip(walker.skippable());
+                    let file = file.try_clone().map_err(|e| self.failed(ArchiveCause::Open(e)))?;
+                    data = Box::new(At { file, offset: walker.offset() });
+                }
+            }
+            let most = if matches!(self.store, Store::Plain(_)) { 16 * BLOCK } else { PIECE };
+            let count = match data.read(&mut buf[..most]) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                count => {
+                    count.map_err(|source| self.failed(ArchiveCause::TarRead { offset: walker.offset(), source }))?
+                }
+            };
+            if count == 0 {
+                return walker.finish().map_err(|e| self.failed(e));
+            }
+            let walked = walker.feed(&buf[..count], &mut |member| {
+                each(member);
+                Ok(())
+            });
+            walked.map_err(|e| self.failed(e))?;
+            if self.cancel.is_set() {
+                return Err(self.failed(ArchiveCause::Open(io::Error::other("cancelled"))));
+            }
+        }
+    }
+}
+
+/// A file from an offset on.
+struct At {
+    file: File,
+    offset: u64,
+}
+
+impl Read for At {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buf, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// The data of frames from an offset on.
+struct Frames {
+    file: File,
+    unpacker: Unpacker,
+    frames: std::vec::IntoIter<(Frame, u64)>,
+    raw: Cursor<Vec<u8>>,
+}
+
+impl Frames {
+    fn from(indexed: &Indexed, file: File, offset: u64) -> io::Result<Self> {
+        let (mut packed, mut raw, mut frames) = (0, 0, Vec::new());
+        let mut first = None;
+        for frame in indexed.index.iter() {
+            let end = raw + u64::from(frame.raw);
+            if !frame.is_table() && end > offset {
+                first.get_or_insert(offset - raw.min(offset));
+                frames.push((frame, packed));
+            }
+            packed += u64::from(frame.packed);
+            raw = end;
+        }
+        let unpacker = Unpacker::new(indexed.container)?;
+        let mut data = Self { file, unpacker, frames: frames.into_iter(), raw: Cursor::new(Vec::new()) };
+        if let Some(first) = first {
+            data.next_frame()?;
+            data.raw.set_position(first);
+        }
+        Ok(data)
+    }
+
+    fn next_frame(&mut self) -> io::Result<bool> {
+        let Some((frame, offset)) = self.frames.next() else { return Ok(false) };
+        let mut packed = vec![0; frame.packed as usize];
+        self.file.read_exact_at(&mut packed, offset)?;
+        self.unpacker.unpack(&packed, frame.raw as usize, self.raw.get_mut())?;
+        self.raw.set_position(0);
+        Ok(true)
+    }
+}
+
+impl Read for Frames {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.raw.read(buf)? {
+                0 if !buf.is_empty() => {
+                    if !self.next_frame()? {
+                        return Ok(0);
+                    }
+                }
+                count => return Ok(count),
+            }
+        }
+    }
+}
+
+/// The root of the table, which is its last part; none when there is no good one.
+fn root(indexed: &Indexed) -> Option<Root> {
+    let parts = indexed.index.iter().filter(Frame::is_table).count();
+    let root = table::root(&part(indexed, parts.checked_sub(1)?, b'R')?)?;
+    (root.first_keys.len() + 1 == parts).then_some(root)
+}
+
+/// Part number `wanted` of the table.
+fn part(indexed: &Indexed, wanted: usize, kind: u8) -> Option<Vec<u8>> {
+    let (mut offset, mut number) = (0, 0);
+    for frame in indexed.index.iter() {
+        if frame.is_table() {
+            if number == wanted {
+                let mut packed = vec![0; frame.packed as usize];
+                indexed.file.read_exact_at(&mut packed, offset).ok()?;
+                return table::unsealed(kind, &unwrap(indexed.container, &packed)?);
+            }
+            number += 1;
+        }
+        offset += u64::from(frame.packed);
+    }
+    None
+}
