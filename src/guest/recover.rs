@@ -153,8 +153,8 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
             Err(e) => Err(format!("whether the guest came into being cannot be told: {e}")),
         },
         Intent::NewConfig => match conffile::remove_placeholder(host, vmid) {
-            Ok(true) => Ok(Some(format!("removed the placeholder config of VM {vmid}"))),
-            Ok(false) => Ok(None),
+            Ok(Some(kind)) => Ok(Some(format!("removed the placeholder config of {kind} {vmid}"))),
+            Ok(None) => Ok(None),
             Err(e) => Err(e.to_string()),
         },
         Intent::ConfigLock { lock } => {
@@ -162,7 +162,7 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
                 return Err("a vzdump is running on this node, and the lock may be its".into());
             }
             match conffile::remove_lock(host, vmid, lock) {
-                Ok(true) => Ok(Some(format!("removed lock '{lock}' of VM {vmid}"))),
+                Ok(true) => Ok(Some(format!("removed lock '{lock}' of {} {vmid}", conffile::Kind::of(host, vmid)))),
                 Ok(false) => Ok(None),
                 Err(e) => Err(e.to_string()),
             }
