@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::complete::{self, Candidates};
 use super::{FAILED, complain, say};
 use crate::host::Host;
-use crate::schema::tables::{QMRESTORE, VZDUMP};
+use crate::schema::tables::{PCT_RESTORE, QMRESTORE, VZDUMP};
 use crate::schema::{Shell, Vmid};
 
 /// Backs up and restores virtual machines behind the command lines administrators already use.
@@ -94,6 +94,7 @@ enum Program {
     Vzkeep,
     Vzdump,
     Qmrestore,
+    PctRestore,
 }
 
 impl Program {
@@ -102,6 +103,7 @@ impl Program {
             Self::Vzkeep => None,
             Self::Vzdump => Some(&VZDUMP),
             Self::Qmrestore => Some(&QMRESTORE),
+            Self::PctRestore => Some(&PCT_RESTORE),
         }
     }
 }
