@@ -50,6 +50,12 @@ impl Kind {
         PathBuf::from(format!("/etc/pve/nodes/{}/{dir}/{vmid}.conf", host.node()))
     }
 
+    /// Where the log of a guest's backups lies, as a path of the node.
+    pub fn log_path(self, vmid: u32) -> String {
+        let kind = if self == Self::Container { "lxc" } else { "qemu" };
+        format!("/var/log/vzdump/{kind}-{vmid}.log")
+    }
+
     fn lock_path(self, vmid: u32) -> String {
         match self {
             Self::Vm => format!("/var/lock/qemu-server/lock-{vmid}.conf"),
