@@ -20,7 +20,8 @@ use crate::schema::{Shell, Vmid};
     version,
     after_help = "Drop-ins, also as programs of these names:
   vzkeep vzdump {<vmid>} [OPTIONS]               back up guests; 'vzkeep vzdump help' lists the options
-  vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options"
+  vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options
+  vzkeep pct-restore <vmid> <archive> [OPTIONS]  restore a container; 'vzkeep pct-restore help' lists the options"
 )]
 struct Native {
     #[command(subcommand)]

@@ -117,7 +117,7 @@ impl Vm<'_> {
                 open_target(host, &host.path(path), format, name, zeroed).map_err(|e| e.to_string())
             },
             fresh: Fresh::random(),
-            cancel: cancel,
+            cancel,
             line: &mut |line: &str| match line.strip_prefix(Kind::Warn.prefix()) {
                 Some(warning) => log.warn(warning),
                 None => log.line(Kind::Bare, line),

@@ -124,7 +124,7 @@ fn an_overwritten_container_loses_its_volumes() {
     let volids = [0, 1, 5, 9].map(|n| format!("local:201/vm-201-disk-{n}.raw"));
     assert_eq!(plan.replaced, volids);
     assert!(plan.overwrite && plan.warnings.iter().any(|w| w.contains("snapshots of CT 201 are lost")));
-    let refusal = |request, existing: &Existing| make(request, Some(CONFIG), Some(existing)).unwrap_err();
+    let refusal = |request: &Request, existing: &Existing| make(request, Some(CONFIG), Some(existing)).unwrap_err();
     assert_eq!(refusal(&request(), &existing), "unable to restore CT 201 - CT 201 already exists on node 'pve1'");
     let running = Existing { running: true, ..existing.clone() };
     assert_eq!(refusal(&forced, &running), "unable to restore CT 201 - can't overwrite running container");
