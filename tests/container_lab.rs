@@ -7,7 +7,7 @@ use lab::container_node::require_container;
 use lab::diary_check::{Fault, check};
 use lab::{Container, Node, cgroup, diary, leash, mib};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The diaries of a tree that end with these entries.
 fn tree(last: &[u64]) -> Result<tempfile::TempDir> {
@@ -153,7 +153,13 @@ fn nothing_of_a_frozen_container_outlives_its_node() -> Result<()> {
     let root = node.root().to_owned();
     drop(node);
     assert!(!root.exists() && leash::processes(&root)?.is_empty());
-    assert_eq!((leash::mounts(&root)?, leash::loops(&root)?), (Vec::new(), Vec::new()));
+    assert!(leash::mounts(&root)?.is_empty());
+    // A container of another test that began meanwhile may have a copy of the mount until it ends.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !leash::loops(&root)?.is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", leash::loops(&root)?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(groups.iter().all(|(_, dir)| !dir.exists()), "{groups:?}");
     Ok(())
 }
@@ -166,8 +172,8 @@ fn a_spoilt_block_cannot_be_read() -> Result<()> {
     let node = Node::new()?.btrfs_storage("bt", mib(128))?;
     let (good, bad) = (node.path("/mnt/bt/good"), node.path("/mnt/bt/bad"));
     std::fs::write(&good, b"something else".repeat(1000))?;
-    std::fs::write(&bad, b"this will be found".repeat(1000))?;
-    node.spoil_btrfs("bt", &b"this will be found".repeat(100))?;
+    std::fs::write(&bad, b"this will be found.".repeat(1000))?;
+    node.spoil_btrfs("bt", &bad)?;
     assert_eq!(std::fs::read(&good)?.len(), 14_000);
     assert_eq!(std::fs::read(&bad).map_err(|error| error.raw_os_error()), Err(Some(nix::libc::EIO)));
     Ok(())

@@ -307,8 +307,9 @@ fn a_file_that_cannot_be_read_is_named() -> Result<()> {
     let container = Container::new(200).rootfs(mib(32)).mp(0, "/data", 0, "backup=1").on("bt").subvolume();
     let node = Node::new()?.btrfs_storage("bt", mib(128))?.container(container)?;
     let pattern = b"this block will be found on the device and spoilt".repeat(2000);
-    std::fs::write(node.ct_volume(200, "mp0")?.join("spoilt"), &pattern)?;
-    node.spoil_btrfs("bt", &pattern[..4096])?;
+    let spoilt = node.ct_volume(200, "mp0")?.join("spoilt");
+    std::fs::write(&spoilt, &pattern)?;
+    node.spoil_btrfs("bt", &spoilt)?;
     let words = ["200", "--storage", "backup", "--compress", "zstd", "--mode"];
     let output = node.vzdump(&[&words[..], &["stop"]].concat())?;
     fails_and_names(&node, &output, "./data/spoilt", "Input/output error")?;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Whether a process belongs to a container or is the monitor of one.
 pub fn is_container(pid: i32) -> bool {
@@ -96,18 +97,20 @@ pub fn thaw(pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// Takes away control groups in which nobody is any more.
+/// Takes away control groups in which nobody is any more. A process that was killed leaves its groups a moment after it is
+/// gone from every list; a group that somebody is in for longer is not ours to take.
 pub fn remove(dirs: &[PathBuf]) {
-    for dir in dirs {
-        let inner: Vec<PathBuf> = std::fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect();
-        remove(&inner);
-        // One that is gone, or that somebody else's container of the same number has by now, is not ours to take.
-        std::fs::remove_dir(dir).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while dirs.iter().filter(|dir| !gone(dir)).count() > 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Removes a control group and those in it; whether it is gone.
+fn gone(dir: &Path) -> bool {
+    let inner = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    inner.filter(|path| path.is_dir()).for_each(|path| {
+        gone(&path);
+    });
+    std::fs::remove_dir(dir).is_ok() || !dir.exists()
 }

@@ -85,17 +85,20 @@ impl Node {
         Ok(node)
     }
 
-    /// Spoils the block that begins with `pattern` on the device of a btrfs storage: whoever reads it from now on gets an
-    /// I/O error, because its checksum is wrong. Nobody may use the storage meanwhile.
+    /// Spoils a block of `file`, which lies on a btrfs storage, on the device below: whoever reads it from now on gets an I/O
+    /// error, because its checksum is wrong.
     ///
     /// # Errors
-    /// When the block is not there exactly once.
-    pub fn spoil_btrfs(&self, name: &str, pattern: &[u8]) -> Result<()> {
-        let (at, image) = (self.path(&format!("/mnt/{name}")), self.path(&format!("/var/{name}.btrfs")));
-        run(Command::new("umount").arg(&at))?;
+    /// When its first block is not on the device exactly once.
+    pub fn spoil_btrfs(&self, name: &str, file: &Path) -> Result<()> {
+        let file = std::fs::File::open(file)?;
+        nix::unistd::syncfs(&file)?;
+        let mut pattern = [0; 4096];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut pattern, 0)?;
+        let image = self.path(&format!("/var/{name}.btrfs"));
         let mut bytes = std::fs::read(&image)?;
         let found: Vec<usize> =
-            (0..bytes.len()).step_by(4096).filter(|from| bytes[*from..].starts_with(pattern)).collect();
+            (0..bytes.len()).step_by(4096).filter(|from| bytes[*from..].starts_with(&pattern)).collect();
         let [from] = found[..] else { bail!("the block is there {} times", found.len()) };
         bytes[from + 100] ^= 1;
         std::os::unix::fs::FileExt::write_all_at(
@@ -103,7 +106,8 @@ impl Node {
             &bytes[from..from + 4096],
             from as u64,
         )?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at))
+        // What was read or written lately would still come from memory.
+        Ok(nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
     }
 
     /// Removes a container that is off, with all its volumes.
