@@ -21,7 +21,8 @@ fn node(snapshots: bool) -> Result<Node> {
         let container = container.rootfs(0).on("bt").subvolume().mp(0, "/data", mib(32), "backup=1").on("bt");
         container.mp(1, "/logs", 0, "backup=1").on("bt").subvolume()
     } else {
-        container.rootfs(mib(64)).mp(0, "/data", mib(32), "backup=1")
+        // Copied last: what a copy has to look at before lies between the two diaries.
+        container.rootfs(mib(64)).mp(0, "/volumes/data", mib(32), "backup=1")
     };
     let node = Node::new()?;
     let node = if snapshots { node.btrfs_storage("bt", mib(512))? } else { node };
@@ -41,6 +42,17 @@ fn restored(node: &Node, archive: &Path) -> Result<lab::diary_check::Instant> {
     Ok(found?)
 }
 
+/// A hook that makes the last copy of suspend mode look at all the ballast once more, which takes longer than an entry.
+fn changing_hook(node: &Node, pid: i32) -> Result<String> {
+    let path = node.path("/tmp/hook");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = pre-stop ]; then /usr/bin/touch /proc/{pid}/root/var/ballast/*/*; fi\nexit 0\n"
+    );
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(path.display().to_string())
+}
+
 fn one_instant(snapshots: bool, mode: &str, words: &[&str]) -> Result<()> {
     let node = node(snapshots)?;
     node.ct_start(200)?;
@@ -49,7 +61,8 @@ fn one_instant(snapshots: bool, mode: &str, words: &[&str]) -> Result<()> {
         std::thread::sleep(Duration::from_millis(dice.below(50)));
         let before = node.ct_wait(200, 20)?;
         let pid = node.ct_pid(200)?;
-        let (archive, output) = node.backup(200, &["--mode", mode, "--compress", "zstd"])?;
+        let script = changing_hook(&node, pid)?;
+        let (archive, output) = node.backup(200, &["--mode", mode, "--compress", "zstd", "--script", &script])?;
         output.says(words)?;
         ensure!(node.ct_pid(200)? == pid, "the container was started again");
         node.ct_unharmed(200)?;
