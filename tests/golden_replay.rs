@@ -119,7 +119,7 @@ fn replay_case(node: &Node, case: &Case, notifications: &mut notify::Listener<'_
         restores::prepare(node, case);
     }
     let found = files::fresh(node, case, &scene.seeds);
-    let argv = jobs::command(node, case).unwrap_or_else(|| case.argv());
+    let argv = jobs::command(node, case).or_else(|| restores::command(case)).unwrap_or_else(|| case.argv());
     let argv: Vec<String> = argv.into_iter().map(|word| below(&root, &word)).collect();
     notifications.forget();
     let syslog = SystemLog::listen(node);

@@ -36,6 +36,10 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^no lock found trying to remove 'create' +lock$", "and of the clean-up that the original leaves half done"),
     (r"^removed the placeholder config of VM \d+$", "that vzkeep does not"),
     (r"^replaced volume '\S+' removed$", "the disks that --force replaces go only when the new ones are complete"),
+    (
+        r"^WARN: mount point \w+ \('[^']*'\) was not in the backup: it is made anew and is empty$",
+        "the original says nothing about a mount point without its files",
+    ),
     (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
@@ -53,6 +57,7 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"^((?:new volume ID is|map '[\w-]+' to|temporary volume) '\S*vm-\d+-disk-)\d+", "${1}N"),
         (r"^CFG: size: \d+ ", "CFG: size: N "),
         (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
+        (r"^Total bytes read: .*", "Total bytes read: N"),
         (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),
         (r"sparse bytes \d+ \([0-9.]+%\)$", "sparse bytes N (N%)"),
         (r"zero blocks [0-9.]+%$", "zero blocks N%"),
