@@ -62,7 +62,7 @@ pub struct Mount {
     pub mp: String,
     /// What.
     pub source: Mountable,
-    /// Whether nothing of it may change, the journal of its file system included.
+    /// Whether nothing of it may change, the journal of its file system included: a template's, which was unmounted in order.
     pub frozen: bool,
     /// Whether ACLs are switched on or off.
     pub acl: Option<bool>,
@@ -238,8 +238,9 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         }
         Mountable::Device(path) | Mountable::Directory(path) => (None, path.clone()),
     };
-    // What is writable is mounted writable, as the original does: a file system that was not unmounted in order needs its journal.
-    if what.frozen {
+    // What may change is mounted writable, as the original does: a file system that was not unmounted in order shows its files
+    // only when its journal is worked off.
+    if what.frozen || kind.is_some() {
         options.push("ro");
     }
     let try_mount = |options: &[&str]| {
@@ -250,15 +251,12 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         }
         finished(command.arg("-o").arg(options.join(",")).arg(&source).arg(at)).map(drop)
     };
-    let done = try_mount(&options);
-    if done.is_ok() || !what.frozen || kind.is_some() {
-        return done.map_err(wrong);
-    }
-    // A snapshot of a file system in use has a journal that cannot be worked off on a device that is not written: ext4 then has
-    // to be told to leave it, and XFS that the same file system is mounted elsewhere.
-    let without = |more: &[&'static str]| try_mount(&[options.as_slice(), more].concat());
-    done.or_else(|first| without(&["noload"]).or_else(|_| without(&["norecovery", "nouuid"])).map_err(|_| first))
-        .map_err(wrong)
+    // XFS has to be told that the original of a snapshot is mounted elsewhere.
+    let also = |first: String| {
+        let options = [options.as_slice(), &["nouuid"]].concat();
+        if kind.is_some() { Err(first) } else { try_mount(&options).map_err(|_| first) }
+    };
+    try_mount(&options).or_else(also).map_err(wrong)
 }
 
 #[cfg(test)]
