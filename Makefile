@@ -57,3 +57,7 @@ install: all
 	    scripts/install-docs target/release/vzkeep $$name '$(DESTDIR)$(LIBDIR)/man/man1' \
 	        '$(DESTDIR)$(LIBDIR)/share/bash-completion/completions' '$(DESTDIR)$(LIBDIR)/share/zsh/site-functions' \
 	        '$(DESTDIR)$(LIBDIR)/share/fish/vendor_completions.d' || exit 1; done
+	ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/pct
+	scripts/install-docs target/release/vzkeep pct-restore '$(DESTDIR)$(LIBDIR)/man/man1' \
+	    '$(DESTDIR)$(LIBDIR)/share/bash-completion/completions' '$(DESTDIR)$(LIBDIR)/share/zsh/site-functions' \
+	    '$(DESTDIR)$(LIBDIR)/share/fish/vendor_completions.d'

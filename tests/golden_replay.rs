@@ -119,7 +119,7 @@ fn replay_case(node: &Node, case: &Case, notifications: &mut notify::Listener<'_
         restores::prepare(node, case);
     }
     let found = files::fresh(node, case, &scene.seeds);
-    let argv = jobs::command(node, case).unwrap_or_else(|| case.argv());
+    let argv = jobs::command(node, case).or_else(|| restores::command(case)).unwrap_or_else(|| case.argv());
     let argv: Vec<String> = argv.into_iter().map(|word| below(&root, &word)).collect();
     notifications.forget();
     let syslog = SystemLog::listen(node);
@@ -163,14 +163,15 @@ fn replay_case(node: &Node, case: &Case, notifications: &mut notify::Listener<'_
         let fresh = files::content(node, case, &scene.seeds, &guest_of(&name), ".notes");
         compare(&name, vec![text], vec![fresh]);
     }
-    for (vmid, text) in
-        case.files(|name| name.strip_prefix("var-log-vzdump.qemu-")?.strip_suffix(".log").map(str::to_owned))
+    for (guest, text) in
+        case.files(|name| name.strip_prefix("var-log-vzdump.")?.strip_suffix(".log").map(str::to_owned))
     {
         // One that an earlier run left is there, too.
+        let vmid = guest.rsplit('-').next().unwrap_or_default();
         if case.task_log().contains(&format!("Starting Backup of VM {vmid} (")) {
-            let path = node.path(&format!("/var/log/vzdump/qemu-{vmid}.log"));
-            let fresh = std::fs::read_to_string(path).unwrap_or_default();
-            compare(&format!("/var/log/vzdump/qemu-{vmid}.log"), lines(&text, ""), lines(&fresh, &root));
+            let path = format!("/var/log/vzdump/{guest}.log");
+            let fresh = std::fs::read_to_string(node.path(&path)).unwrap_or_default();
+            compare(&path, lines(&text, ""), lines(&fresh, &root));
         }
     }
     let hook_log = std::fs::read_to_string(node.path("/root/hook.jsonl")).unwrap_or_default();

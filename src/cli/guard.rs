@@ -2,6 +2,7 @@
 //! killed run it writes into the guest's own log, since nobody is there to be told.
 
 use crate::guest::actions::{LEAVING, Monitor, NodeActions};
+use crate::guest::conffile::Kind;
 use crate::guest::guard;
 use crate::host::Host;
 use std::ffi::OsString;
@@ -35,7 +36,7 @@ pub fn run(args: &[OsString], monitor: &dyn Monitor) -> ExitCode {
 }
 
 fn write_log(host: &Host, vmid: u32, lines: &[String]) -> std::io::Result<()> {
-    let path = host.path(format!("/var/log/vzdump/qemu-{vmid}.log"));
+    let path = host.path(Kind::of(host, vmid).log_path(vmid));
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }

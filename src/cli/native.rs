@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use super::complete::{self, Candidates};
 use super::{FAILED, complain, say};
 use crate::host::Host;
-use crate::schema::tables::{QMRESTORE, VZDUMP};
+use crate::schema::tables::{PCT_RESTORE, QMRESTORE, VZDUMP};
 use crate::schema::{Shell, Vmid};
 
 /// Backs up and restores virtual machines behind the command lines administrators already use.
@@ -20,7 +20,8 @@ use crate::schema::{Shell, Vmid};
     version,
     after_help = "Drop-ins, also as programs of these names:
   vzkeep vzdump {<vmid>} [OPTIONS]               back up guests; 'vzkeep vzdump help' lists the options
-  vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options"
+  vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options
+  vzkeep pct-restore <vmid> <archive> [OPTIONS]  restore a container; 'vzkeep pct-restore help' lists the options"
 )]
 struct Native {
     #[command(subcommand)]
@@ -94,6 +95,7 @@ enum Program {
     Vzkeep,
     Vzdump,
     Qmrestore,
+    PctRestore,
 }
 
 impl Program {
@@ -102,6 +104,7 @@ impl Program {
             Self::Vzkeep => None,
             Self::Vzdump => Some(&VZDUMP),
             Self::Qmrestore => Some(&QMRESTORE),
+            Self::PctRestore => Some(&PCT_RESTORE),
         }
     }
 }

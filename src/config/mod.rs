@@ -4,6 +4,7 @@
 
 mod blob;
 mod cluster;
+mod container;
 mod datacenter;
 mod disks;
 mod guest;
@@ -19,6 +20,7 @@ mod vzkeep_conf;
 
 pub use blob::{MapLine, config_blob, map_lines};
 pub use cluster::{MEMBERS_PATH, Residence, Vmlist, cluster_name};
+pub use container::{ContainerConfig, ContainerError, IdKind, IdMap, MOUNT_POINTS, MountPoint, Source};
 pub use datacenter::{DatacenterCfg, bandwidth_limit};
 pub use disks::{BackupVolume, Disk, archive_order, backup_volumes, disks};
 pub use guest::{Agent, GuestConfig, Section};

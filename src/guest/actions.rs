@@ -1,5 +1,7 @@
 //! What recovery does on a real node, by the node's own commands and the monitor.
 
+use super::conffile::Kind;
+use super::container::power::ContainerPower;
 use super::power::Power;
 use super::recover::{GuestActions, Step};
 use crate::host::Host;
@@ -59,6 +61,26 @@ impl NodeActions<'_> {
     }
 }
 
+impl NodeActions<'_> {
+    /// As [`GuestActions::start`]; `leaving` is the first process of a container that was told to shut down.
+    fn start_container(&self, vmid: u32, leaving: Option<u32>) -> Step {
+        let power = ContainerPower::new(self.host, vmid);
+        let give_up = Instant::now() + self.leaving;
+        while power.is_running().map_err(|e| e.to_string())? {
+            // It was started again meanwhile, or does not obey.
+            if leaving.is_none()
+                || power.init().ok().is_some_and(|pid| Some(pid) != leaving)
+                || Instant::now() > give_up
+            {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        power.start().map_err(|e| e.to_string())?;
+        Ok(Some(format!("started CT {vmid} again")))
+    }
+}
+
 impl GuestActions for NodeActions<'_> {
     fn resume(&self, vmid: u32) -> Step {
         self.monitor.resume(vmid)
@@ -77,6 +99,9 @@ impl GuestActions for NodeActions<'_> {
     }
 
     fn start(&self, vmid: u32, leaving: Option<u32>) -> Step {
+        if Kind::of(self.host, vmid) == Kind::Container {
+            return self.start_container(vmid, leaving);
+        }
         if self.status(vmid)? == "running" {
             if let Some(line) = self.monitor.resume(vmid)? {
                 return Ok(Some(line));

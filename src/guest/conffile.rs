@@ -1,10 +1,11 @@
-//! A VM's config file on the node: reading and replacing it whole, and the `lock:` line in it, under the lock that the
-//! node's own tools take for the same (`/var/lock/qemu-server/lock-<vmid>.conf`).
+//! A guest's config file on the node: reading and replacing it whole, and the `lock:` line in it, under the lock that the
+//! node's own tools take for the same (`/var/lock/qemu-server/lock-<vmid>.conf`, `/run/lock/lxc/pve-config-<vmid>.lock`).
 
 use crate::config::GuestConfig;
 use crate::host::Host;
 use crate::host::files::{self, replace, sync_parent};
 use nix::fcntl::Flock;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,59 @@ use std::time::Duration;
 /// How long we wait for another tool that edits the config.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where the config of VM `vmid` lies, as a path of the node.
+/// What a guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A virtual machine.
+    Vm,
+    /// A container.
+    Container,
+}
+
+/// `VM`, `CT`
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vm => "VM",
+            Self::Container => "CT",
+        })
+    }
+}
+
+impl Kind {
+    /// What guest `vmid` of this node is; one that does not exist is a VM.
+    pub fn of(host: &Host, vmid: u32) -> Self {
+        let is_container = host.path(Self::Container.config_path(host, vmid)).exists();
+        // A number belongs to one guest, whatever it is.
+        if is_container && !host.path(Self::Vm.config_path(host, vmid)).exists() { Self::Container } else { Self::Vm }
+    }
+
+    /// Where the config of a guest of this kind lies, as a path of the node.
+    pub fn config_path(self, host: &Host, vmid: u32) -> PathBuf {
+        let dir = match self {
+            Self::Vm => "qemu-server",
+            Self::Container => "lxc",
+        };
+        PathBuf::from(format!("/etc/pve/nodes/{}/{dir}/{vmid}.conf", host.node()))
+    }
+
+    /// Where the log of a guest's backups lies, as a path of the node.
+    pub fn log_path(self, vmid: u32) -> String {
+        let kind = if self == Self::Container { "lxc" } else { "qemu" };
+        format!("/var/log/vzdump/{kind}-{vmid}.log")
+    }
+
+    fn lock_path(self, vmid: u32) -> String {
+        match self {
+            Self::Vm => format!("/var/lock/qemu-server/lock-{vmid}.conf"),
+            Self::Container => format!("/run/lock/lxc/pve-config-{vmid}.lock"),
+        }
+    }
+}
+
+/// Where the config of guest `vmid` lies, as a path of the node.
 pub fn config_path(host: &Host, vmid: u32) -> PathBuf {
-    PathBuf::from(format!("/etc/pve/nodes/{}/qemu-server/{vmid}.conf", host.node()))
+    Kind::of(host, vmid).config_path(host, vmid)
 }
 
 /// Where the firewall rules of guest `vmid` lie, as a path of the node.
@@ -23,12 +74,17 @@ pub fn firewall_path(vmid: u32) -> PathBuf {
     PathBuf::from(format!("/etc/pve/firewall/{vmid}.fw"))
 }
 
-/// The config of VM `vmid`, byte by byte: a description may be in any encoding. `None` when there is no such VM on this node.
+/// The config of guest `vmid`, byte by byte: a description may be in any encoding. `None` when there is no such guest on this
+/// node.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn read(host: &Host, vmid: u32) -> io::Result<Option<Vec<u8>>> {
-    match std::fs::read(host.path(config_path(host, vmid))) {
+    read_path(&host.path(config_path(host, vmid)))
+}
+
+fn read_path(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
         Ok(config) => Ok(Some(config)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -50,7 +106,7 @@ pub fn with_lock(config: &[u8], lock: Option<&str>) -> Vec<u8> {
     config.to_bytes()
 }
 
-/// Runs `edit` on the config (`None`: no such VM) while nobody else edits it, and stores what it returns (`None`: leave as
+/// Runs `edit` on the config (`None`: no such guest) while nobody else edits it, and stores what it returns (`None`: leave as
 /// it is).
 ///
 /// # Errors
@@ -59,9 +115,21 @@ pub fn edit<F>(host: &Host, vmid: u32, edit: F) -> io::Result<()>
 where
     F: FnOnce(Option<Vec<u8>>) -> io::Result<Option<Vec<u8>>>,
 {
-    let _guard = file_lock(host, vmid)?;
-    if let Some(config) = edit(read(host, vmid)?)? {
-        replace(&host.path(config_path(host, vmid)), &config)?;
+    edit_of(host, Kind::of(host, vmid), vmid, edit)
+}
+
+/// As [`edit`], for a guest that may not exist yet and is to be of this kind.
+///
+/// # Errors
+/// As [`edit`].
+pub fn edit_of<F>(host: &Host, kind: Kind, vmid: u32, edit: F) -> io::Result<()>
+where
+    F: FnOnce(Option<Vec<u8>>) -> io::Result<Option<Vec<u8>>>,
+{
+    let _guard = file_lock(host, kind, vmid)?;
+    let path = host.path(kind.config_path(host, vmid));
+    if let Some(config) = edit(read_path(&path)?)? {
+        replace(&path, &config)?;
     }
     Ok(())
 }
@@ -80,21 +148,20 @@ pub fn remove_lock(host: &Host, vmid: u32, lock: &str) -> io::Result<bool> {
     Ok(removed)
 }
 
-/// Removes the config of VM `vmid` if it holds nothing but `lock: create`. Returns whether it did.
+/// Removes the config of guest `vmid` if it holds nothing but `lock: create`. Returns what it was.
 ///
 /// # Errors
 /// As [`edit`].
-pub fn remove_placeholder(host: &Host, vmid: u32) -> io::Result<bool> {
-    let _guard = file_lock(host, vmid)?;
-    match read(host, vmid)? {
-        Some(config) if is_placeholder(&config) => {
-            let path = host.path(config_path(host, vmid));
-            std::fs::remove_file(&path)?;
-            sync_parent(&path)?;
-            Ok(true)
-        }
-        _ => Ok(false),
+pub fn remove_placeholder(host: &Host, vmid: u32) -> io::Result<Option<Kind>> {
+    let kind = Kind::of(host, vmid);
+    let _guard = file_lock(host, kind, vmid)?;
+    let path = host.path(kind.config_path(host, vmid));
+    if !read_path(&path)?.is_some_and(|config| is_placeholder(&config)) {
+        return Ok(None);
     }
+    std::fs::remove_file(&path)?;
+    sync_parent(&path)?;
+    Ok(Some(kind))
 }
 
 /// Whether a config is the empty one that stands in for a guest being restored.
@@ -141,8 +208,8 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-fn file_lock(host: &Host, vmid: u32) -> io::Result<Flock<File>> {
-    let path = host.path(format!("/var/lock/qemu-server/lock-{vmid}.conf"));
+fn file_lock(host: &Host, kind: Kind, vmid: u32) -> io::Result<Flock<File>> {
+    let path = host.path(kind.lock_path(vmid));
     let failed = |why: &str| format!("can't lock file '{}' - {why}", path.display());
     match files::lock(&path, PATIENCE) {
         Ok(Some(lock)) => Ok(lock),

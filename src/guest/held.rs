@@ -119,6 +119,16 @@ impl Held {
         Ok(self.record.done(intent)?)
     }
 
+    /// Takes our lock out of the config before the rest is undone: hooks that follow find the guest free, as with the original.
+    ///
+    /// # Errors
+    /// When the config cannot be edited; the lock stays noted.
+    pub fn unlock(&mut self) -> Result<(), HeldError> {
+        let config = |source| HeldError::Config { vmid: self.vmid, source };
+        conffile::remove_lock(&self.host, self.vmid, "backup").map_err(config)?;
+        self.done(&Intent::ConfigLock { lock: "backup".into() })
+    }
+
     /// Undoes everything still noted, the lock last, and lets the guest go. What failed stays in the record for the next run.
     pub fn release(self) -> Report {
         let Self { host, record, guard, leaving, .. } = self;

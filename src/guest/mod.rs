@@ -3,6 +3,7 @@
 
 pub mod actions;
 pub mod conffile;
+pub mod container;
 pub mod fleecing;
 pub mod guard;
 pub mod held;

@@ -3,6 +3,7 @@
 //! guest is gone, or that the node was started anew.
 
 use super::conffile;
+use super::container::freeze;
 use super::record::{Intent, Orphan};
 use crate::host::Host;
 use nix::errno::Errno;
@@ -100,6 +101,7 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
 fn rank(intent: &Intent) -> u8 {
     match intent {
         Intent::Paused => 0,
+        Intent::StandsStill { .. } => 0,
         // After that: an agent in a paused guest cannot answer.
         Intent::Frozen => 1,
         Intent::Session { .. } => 2,
@@ -107,6 +109,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::Started => 3,
         Intent::ShutDown { .. } => 4,
         Intent::Volume { .. } => 5,
+        Intent::StorageSnapshot { .. } => 5,
         Intent::File { .. } => 6,
         Intent::Dir { .. } => 7,
         Intent::NewFirewall => 7,
@@ -123,6 +126,8 @@ pub fn describe(intent: &Intent) -> String {
         Intent::NewFirewall => "firewall file of the new guest".into(),
         Intent::Paused => "paused guest".into(),
         Intent::Frozen => "frozen file systems of the guest".into(),
+        Intent::StandsStill { .. } => "frozen container".into(),
+        Intent::StorageSnapshot { of } => of.to_string(),
         Intent::ShutDown { .. } => "shut down guest".into(),
         Intent::Started => "started guest".into(),
         Intent::QemuBackup => "backup that the guest's QEMU sends".into(),
@@ -137,6 +142,11 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
     match intent {
         Intent::Paused => actions.resume(vmid),
         Intent::Frozen => actions.thaw(vmid),
+        Intent::StandsStill { freezer } => match freeze::thaw(freezer) {
+            Ok(thawed) => Ok(thawed.then(|| format!("CT {vmid} runs again"))),
+            Err(e) => Err(e.to_string()),
+        },
+        Intent::StorageSnapshot { of } => of.remove(host),
         Intent::QemuBackup if claim == LockClaim::UnlessVzdumpRuns && vzdump_runs(host) => {
             Err("a vzdump is running on this node, and the backup may be its".into())
         }
@@ -153,8 +163,8 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
             Err(e) => Err(format!("whether the guest came into being cannot be told: {e}")),
         },
         Intent::NewConfig => match conffile::remove_placeholder(host, vmid) {
-            Ok(true) => Ok(Some(format!("removed the placeholder config of VM {vmid}"))),
-            Ok(false) => Ok(None),
+            Ok(Some(kind)) => Ok(Some(format!("removed the placeholder config of {kind} {vmid}"))),
+            Ok(None) => Ok(None),
             Err(e) => Err(e.to_string()),
         },
         Intent::ConfigLock { lock } => {
@@ -162,7 +172,7 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
                 return Err("a vzdump is running on this node, and the lock may be its".into());
             }
             match conffile::remove_lock(host, vmid, lock) {
-                Ok(true) => Ok(Some(format!("removed lock '{lock}' of VM {vmid}"))),
+                Ok(true) => Ok(Some(format!("removed lock '{lock}' of {} {vmid}", conffile::Kind::of(host, vmid)))),
                 Ok(false) => Ok(None),
                 Err(e) => Err(e.to_string()),
             }

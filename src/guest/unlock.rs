@@ -1,11 +1,15 @@
 //! Whose is the lock in a guest's config, and may it go? The rule alone, without a look at anything: [`Facts`] in, [`Verdict`]
 //! out. A lock goes only when whoever set it is provably gone; in doubt it stays, and the node's own `qm unlock` remains.
 
+use super::conffile::Kind;
+
 /// What is known about a guest's lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The guest.
     pub vmid: u32,
+    /// VM or container.
+    pub kind: Kind,
     /// `lock:` in its config.
     pub lock: Option<String>,
     /// Our own record of work on it.
@@ -69,6 +73,7 @@ pub enum Verdict {
 /// Judges a lock.
 pub fn judge(facts: &Facts) -> Verdict {
     let vmid = facts.vmid;
+    let tool = if facts.kind == Kind::Container { "pct" } else { "qm" };
     let refuse = |why: String, advice: String| Verdict::Refused { why, advice };
     match &facts.journal {
         Journal::Living(by) => {
@@ -80,7 +85,7 @@ pub fn judge(facts: &Facts) -> Verdict {
         Journal::Recovering(by) => {
             return refuse(
                 format!("{by} was killed, and its guardian is undoing right now what it left"),
-                format!("wait a moment; /var/log/vzdump/qemu-{vmid}.log says what it did"),
+                format!("wait a moment; {} says what it did", facts.kind.log_path(vmid)),
             );
         }
         Journal::Empty | Journal::Left { .. } => {}
@@ -99,7 +104,7 @@ pub fn judge(facts: &Facts) -> Verdict {
             Some((by, _)) => Verdict::Stale { by: gone(by) },
             None => refuse(
                 format!("its lock is '{lock}', which no backup sets"),
-                format!("find out who works on it; 'qm unlock {vmid}' removes any lock, at your own risk"),
+                format!("find out who works on it; '{tool} unlock {vmid}' removes any lock, at your own risk"),
             ),
         };
     }
@@ -119,7 +124,7 @@ pub fn judge(facts: &Facts) -> Verdict {
         QemuState::Unknown(why) => {
             return refuse(
                 format!("whether a backup still runs inside its QEMU cannot be told: {why}"),
-                format!("try again; 'qm unlock {vmid}' removes any lock, at your own risk"),
+                format!("try again; '{tool} unlock {vmid}' removes any lock, at your own risk"),
             );
         }
         QemuState::Quiet => {}
@@ -140,6 +145,7 @@ mod tests {
         let by = || "vzdump (process 4711)".to_owned();
         Facts {
             vmid: 100,
+            kind: Kind::Vm,
             lock: (!lock.is_empty()).then(|| lock.to_owned()),
             journal: match journal {
                 "" => Journal::Empty,

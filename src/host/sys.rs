@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// Starts writing back the dirty pages of a range of a file, without waiting for the device.
 ///
@@ -27,4 +29,15 @@ fn range(file: impl AsFd, offset: u64, len: u64, flags: libc::c_uint) -> io::Res
     // SAFETY: the call takes no pointers, and the descriptor is borrowed, so open, until it returns.
     let rc = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset.cast_signed(), len.cast_signed(), flags) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the kernel kill what `command` starts as soon as the thread that started it is gone, whatever became of that.
+pub fn end_with_thread(command: &mut Command) {
+    let ask = || {
+        // SAFETY: the call takes numbers only, and may be made between fork and exec.
+        let rc = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(ask) };
 }

@@ -5,20 +5,19 @@ use std::path::Path;
 use super::guest_run::{GuestError, GuestRun};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
-use crate::guest::vm::Vm;
 use crate::host::files;
 use crate::schema::{Keep, notes};
-use crate::storage::{ArchiveName, Backup, GuestKind, Mark, entries, plan_prune};
+use crate::storage::{ArchiveName, Backup, Mark, entries, plan_prune};
 
 impl GuestRun<'_> {
     /// Renders the notes, if any are wanted, and lets `write` put them beside the backup. They are no reason to lose it.
-    pub(super) fn add_notes(&self, vm: &Vm, write: impl FnOnce(&str) -> Result<(), String>) {
+    pub(super) fn add_notes(&self, write: impl FnOnce(&str) -> Result<(), String>) {
         let job = self.job;
         let Some(template) = &job.options.notes_template else { return };
         job.log.info("adding notes to backup");
         let variables = notes::Variables {
             cluster: job.cluster_name(),
-            guestname: vm.config.name().unwrap_or_default(),
+            guestname: self.env.hostname.clone().unwrap_or_default(),
             node: job.host.node().to_owned(),
             vmid: self.vmid.to_string(),
         };
@@ -29,10 +28,10 @@ impl GuestRun<'_> {
     }
 
     /// Writes notes and protection, then removes what retention does not keep.
-    pub(super) fn dress(&self, vm: &Vm, held: &mut Held) -> Result<(), GuestError> {
+    pub(super) fn dress(&self, held: &mut Held) -> Result<(), GuestError> {
         let Some(name) = &self.name else { return Ok(()) };
         let (job, options, dir) = (self.job, self.job.options, &self.job.destination.dump_dir);
-        self.add_notes(vm, |text| write(&name.notes(dir), text, held).map_err(|e| e.to_string()));
+        self.add_notes(|text| write(&name.notes(dir), text, held).map_err(|e| e.to_string()));
         if options.protected {
             job.log.info("marking backup as protected");
             write(&name.protected(dir), "", held).map_err(|e| GuestError::NotProtected(Box::new(e)))?;
@@ -50,7 +49,7 @@ impl GuestRun<'_> {
         // Archives that somebody gave another name are kept for a reason.
         let mine: Vec<(Backup, &ArchiveName)> = found
             .iter()
-            .filter(|entry| entry.is_of(GuestKind::Qemu, self.vmid))
+            .filter(|entry| entry.is_of(self.kind, self.vmid))
             .filter_map(|entry| {
                 Some((Backup { ctime: entry.ctime?, protected: entry.protected }, entry.archive.standard.as_ref()?))
             })

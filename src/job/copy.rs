@@ -94,7 +94,7 @@ impl GuestRun<'_> {
     }
 
     /// Gives the complete archive its name.
-    fn publish(&self, draft: Draft, held: &mut Held) -> Result<(), GuestError> {
+    pub(super) fn publish(&self, draft: Draft, held: &mut Held) -> Result<(), GuestError> {
         let intent = Intent::File { path: draft.path().to_owned(), in_qemu: false };
         let path = draft.final_path().to_owned();
         draft.commit()?;
@@ -105,7 +105,7 @@ impl GuestRun<'_> {
     }
 
     /// Opens the file that was reserved, if its storage is still the one it was reserved on.
-    fn draft(&self, path: &Path) -> Result<Draft, GuestError> {
+    pub(super) fn draft(&self, path: &Path) -> Result<Draft, GuestError> {
         self.job.destination.check(self.job.host, self.job.volumes)?;
         Ok(Draft::create(path)?)
     }

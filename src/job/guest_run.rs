@@ -1,179 +1,61 @@
-//! One guest's part of a job: the phases from its lock to its log, each in the order and with the words of the original
-//! (see "One guest" and "Hook script" in the facts about vzdump). Whatever fails is undone from the guest's record.
+//! One guest's part of a job: what is the same for a VM and a container, from the choice of its archive's name to its log
+//! (see "One guest" and "Hook script" in the facts about vzdump). The phases between are [`super::vm_run`]'s and
+//! [`super::container_run`]'s. Whatever fails is undone from the guest's record.
 
 use std::cell::Cell;
 use std::io::ErrorKind::NotFound;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
 use jiff::civil::DateTime;
 
-use super::cluster::{self, ClusterError};
-use super::copy::QMP_PATIENCE;
-use super::hooks::describe::{GuestFacts, Outcome, State, Story};
-use super::hooks::{HookEnv, HookError};
+use super::Job;
+use super::cluster;
+pub(super) use super::guest_error::GuestError;
+use super::hooks::HookEnv;
+use super::hooks::describe::{Outcome, State, Story};
 use super::log::Kind;
 use super::report::{GuestReport, GuestState};
 use super::unlock;
-use super::{DestinationError, Job};
-use crate::config::{GuestConfig, Residence};
+use crate::config::Residence;
 use crate::guest::conffile;
-use crate::guest::fleecing::FleecingError;
 use crate::guest::held::{Held, HeldError};
-use crate::guest::monitor::qmp_socket;
-use crate::guest::pbs::QemuBackupError;
-use crate::guest::power::{Power, PowerError};
+use crate::guest::power::Power;
 use crate::guest::record::Intent;
-use crate::guest::vm::{Vm, VmError};
-use crate::host::bridge;
-use crate::image::ImageError;
-use crate::qemu::QemuError;
-use crate::qemu::Qmp;
 use crate::schema::size::clock;
 use crate::schema::{Mode, Vmid};
-use crate::storage::pbs::{PbsError, Snapshot};
-use crate::storage::{ArchiveName, GuestKind, VolumeError};
-use crate::transfer::{DraftError, TransferError};
-
-/// How long a guest that ignored its power button is watched at least, in case it obeys after all.
-const LINGER: Duration = Duration::from_secs(10);
-
-/// Why a guest was not backed up.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum GuestError {
-    #[error("unable to find VM '{0}'")]
-    NotFound(Vmid),
-    #[error("VM {0} is a container; backing up containers is not supported yet")]
-    Container(Vmid),
-    // As the original's VZDump.pm has it: a guest that the cluster restarts must not be stopped behind its back.
-    #[error(
-        "Cannot execute a backup with stop mode on a HA managed and enabled Service. Use snapshot mode or disable the Service."
-    )]
-    HighAvailability,
-    // The words of `check_running` and of `load_config` there.
-    #[error("unable to find configuration file for VM {0} on node '{1}'")]
-    Vanished(Vmid, String),
-    #[error("Configuration file 'nodes/{1}/qemu-server/{0}.conf' does not exist")]
-    VanishedSince(Vmid, String),
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    #[error("interrupted by signal")]
-    Interrupted,
-    #[error("mode 'stop' needs the program '{program}', which is not installed: use mode 'snapshot' or 'suspend'", program = bridge::PROGRAM)]
-    NoBridge,
-    #[error("the VM is paused and cannot shut down: use mode 'snapshot', or resume it first")]
-    Paused,
-    #[error("The number of protected backups per guest is limited to {most} on storage '{storage}'")]
-    TooManyProtected { most: u64, storage: String },
-    #[error(
-        "There is a max backup limit of {0} enforced by the target storage or the vzdump parameters. Either increase the limit or delete old backups."
-    )]
-    TooMany(u64),
-    #[error("unable to set protected flag - {0}")]
-    NotProtected(#[source] Box<GuestError>),
-    #[error("error pruning backups - check log")]
-    Prune,
-    #[error("removing archive {path} failed: {source}", path = path.display())]
-    RemoveArchive {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error(transparent)]
-    Destination(#[from] DestinationError),
-    #[error("cannot read the config of VM {0}: {1}")]
-    Config(Vmid, #[source] std::io::Error),
-    #[error("cannot write the log of VM {0}: {1}")]
-    Log(Vmid, #[source] std::io::Error),
-    #[error("{what} '{path}' failed: {source}")]
-    File {
-        what: &'static str,
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error(transparent)]
-    Held(#[from] HeldError),
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    #[error(transparent)]
-    Fleecing(#[from] FleecingError),
-    #[error(transparent)]
-    Volume(#[from] VolumeError),
-    #[error(transparent)]
-    Hook(#[from] HookError),
-    #[error(transparent)]
-    Power(PowerError),
-    #[error(transparent)]
-    Qemu(QemuError),
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    #[error(transparent)]
-    Draft(#[from] DraftError),
-    #[error("{0}")]
-    Transfer(TransferError),
-    #[error(transparent)]
-    Pbs(#[from] PbsError),
-    #[error("{0}")]
-    QemuBackup(QemuBackupError),
-    #[error("{0} a Proxmox Backup Server yet: use a storage for archives")]
-    NotToServer(&'static str),
-    #[error("{0}; {1}")]
-    SnapshotBroke(TransferError, String),
-}
-
-impl From<PowerError> for GuestError {
-    fn from(error: PowerError) -> Self {
-        if matches!(error, PowerError::Interrupted) { Self::Interrupted } else { Self::Power(error) }
-    }
-}
-
-impl From<QemuError> for GuestError {
-    fn from(error: QemuError) -> Self {
-        if matches!(error, QemuError::Cancelled) { Self::Interrupted } else { Self::Qemu(error) }
-    }
-}
-
-impl From<QemuBackupError> for GuestError {
-    fn from(error: QemuBackupError) -> Self {
-        match error {
-            QemuBackupError::Qemu(error) => error.into(),
-            other => Self::QemuBackup(other),
-        }
-    }
-}
-
-impl From<TransferError> for GuestError {
-    fn from(error: TransferError) -> Self {
-        if matches!(error, TransferError::Cancelled) { Self::Interrupted } else { Self::Transfer(error) }
-    }
-}
+use crate::storage::pbs::Snapshot;
+use crate::storage::{ArchiveName, GuestKind};
 
 /// A guest while it is worked on.
 pub(super) struct GuestRun<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) vmid: Vmid,
+    /// VM or container.
+    pub(super) kind: GuestKind,
     pub(super) mode: Mode,
     pub(super) power: Power,
     pub(super) running: bool,
     /// Whether it was stopped or suspended for the backup, so that the phases of its restart have to follow.
-    restart: bool,
+    pub(super) restart: bool,
     /// Since when it stands still for the backup; none as soon as the log says that it goes on.
-    still_since: Cell<Option<Instant>>,
+    pub(super) still_since: Cell<Option<Instant>>,
     /// Whether it stood still before we came.
     pub(super) paused: bool,
     /// The QEMU process in which it runs when the run begins.
-    qemu: Option<u32>,
+    pub(super) qemu: Option<u32>,
     /// Name of the archive; none as long as the guest was not found.
     pub(super) name: Option<ArchiveName>,
     /// Bytes of the archive, once it is complete.
     size: u64,
     /// The same on a backup server.
     pub(super) snapshot: Option<Snapshot>,
-    env: HookEnv,
+    pub(super) env: HookEnv,
     /// What hooks are told beside it.
-    story: Story,
+    pub(super) story: Story,
+    /// What the archive does not have, in the words of the log.
+    pub(super) left_out: Vec<String>,
     begun: Instant,
 }
 
@@ -183,6 +65,7 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
     let mut run = GuestRun {
         job,
         vmid,
+        kind: known.filter(|guest| guest.kind == "lxc").map_or(GuestKind::Qemu, |_| GuestKind::Lxc),
         mode: job.options.mode,
         power: Power::new(job.host, vmid.get()),
         running: false,
@@ -195,10 +78,13 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
         snapshot: None,
         env: job.hook_env(),
         story: Story::default(),
+        left_out: Vec::new(),
         begun,
     };
     let result = run.check(known).and_then(|()| run.backup());
     let seconds = begun.elapsed().as_secs();
+    // Once more, where nobody reads over it.
+    run.left_out.iter().for_each(|line| job.log.info(line));
     let state = match result {
         Ok(()) => {
             job.log.announce(Kind::Info, &format!("Finished Backup of VM {vmid} ({})", clock(seconds)));
@@ -219,47 +105,58 @@ pub(super) fn run(job: &Job<'_>, vmid: Vmid, known: Option<&Residence>) -> Guest
     let log = job.log.guest_text();
     run.publish_log(state);
     run.hook_or_warn("log-end");
-    GuestReport { vmid, state, name: run.env.hostname, seconds, size: run.size, target: run.env.target, log }
+    let (name, target) = (run.env.hostname, run.env.target);
+    GuestReport { vmid, state, name, seconds, size: run.size, target, log, left_out: run.left_out }
 }
 
 impl GuestRun<'_> {
     /// What can be said before the guest has a log.
     fn check(&self, known: Option<&Residence>) -> Result<(), GuestError> {
         let kind = known.map(|guest| guest.kind.as_str()).filter(|kind| matches!(*kind, "qemu" | "lxc"));
-        let kind = kind.ok_or(GuestError::NotFound(self.vmid))?;
+        kind.ok_or(GuestError::NotFound(self.vmid))?;
         if self.mode == Mode::Stop && cluster::ha_keeps_running(self.job.host, self.vmid)? {
             return Err(GuestError::HighAvailability);
         }
-        if kind == "lxc" { Err(GuestError::Container(self.vmid)) } else { Ok(()) }
+        Ok(())
     }
 
     fn backup(&mut self) -> Result<(), GuestError> {
-        let (job, vmid) = (self.job, self.vmid);
-        let node = || job.host.node().to_owned();
-        job.check_quota(GuestKind::Qemu, vmid)?;
+        let (job, vmid, kind) = (self.job, self.vmid, self.kind);
+        job.check_quota(kind, vmid)?;
         self.name_archive()?;
-        job.log.open_guest(GuestKind::Qemu.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
-        job.log.announce(Kind::Info, &format!("Starting Backup of VM {vmid} (qemu)"));
+        job.log.open_guest(kind.as_str(), vmid.get()).map_err(|e| GuestError::Log(vmid, e))?;
+        job.log.announce(Kind::Info, &format!("Starting Backup of VM {vmid} ({kind})"));
         job.log.job_line(Kind::Info, &format!("Backup started at {}", job.time()));
         if conffile::read(job.host, vmid.get()).map_err(|e| GuestError::Config(vmid, e))?.is_none() {
-            return Err(GuestError::Vanished(vmid, node()));
+            return Err(GuestError::Vanished(vmid, job.host.node().to_owned()));
         }
-        self.running = self.power.is_running();
+        if kind == GuestKind::Lxc { self.backup_container() } else { self.backup_vm() }
+    }
+
+    fn vanished(&self) -> GuestError {
+        let dir = if self.kind == GuestKind::Lxc { "lxc" } else { "qemu-server" };
+        GuestError::VanishedSince(self.vmid, self.job.host.node().to_owned(), dir)
+    }
+
+    /// Says what the guest is doing, then makes it ours.
+    pub(super) fn hold(&self) -> Result<Held, GuestError> {
+        let job = self.job;
         job.log.info(&format!("status = {}", if self.running { "running" } else { "stopped" }));
-        let held = Held::take(job.host, vmid.get(), "vzdump", &mut |line| job.log.info(line));
-        let mut held = held.map_err(|error| match error {
-            HeldError::Config { source, .. } if source.kind() == NotFound => GuestError::VanishedSince(vmid, node()),
+        let held = Held::take(job.host, self.vmid.get(), "vzdump", &mut |line| job.log.info(line));
+        held.map_err(|error| match error {
+            HeldError::Config { source, .. } if source.kind() == NotFound => self.vanished(),
             other => other.into(),
-        })?;
-        // A killed run may have left the guest switched off, and taking it switched it on again.
-        self.qemu = self.power.pid();
-        self.running = self.qemu.is_some();
-        let result = self.look_for_pause().and_then(|()| self.locked(&mut held));
+        })
+    }
+
+    /// Undoes what is still noted, the lock last. `done` says whether there is a backup.
+    pub(super) fn let_go(&self, held: Held, done: bool) {
+        let job = self.job;
         let report = held.release();
         // With an archive that is complete, what could not be put back is a warning, and so in the task's state.
-        let tell = |line: &String| if result.is_ok() { job.log.warn(line) } else { job.log.error(line) };
+        let tell = |line: &String| if done { job.log.warn(line) } else { job.log.error(line) };
         report.failed.iter().for_each(tell);
-        if result.is_err() {
+        if !done {
             // The lock, the reserved file and the place of our own sockets go with every backup that fails; the original has no
             // word for it.
             let draft = self.name.as_ref().map(|name| name.draft(&job.destination.dump_dir).display().to_string());
@@ -267,8 +164,32 @@ impl GuestRun<'_> {
             let ordinary = |line: &str| line.contains("lock") || line.contains("'/var/run/vzkeep/") || draft(line);
             report.done.iter().filter(|line| !ordinary(line)).for_each(|line| job.log.info(line));
         }
-        self.after_unlock();
-        result
+    }
+
+    /// The guest's config, while it is ours.
+    pub(super) fn read_config(&self) -> Result<Vec<u8>, GuestError> {
+        let text = conffile::read(self.job.host, self.vmid.get()).map_err(|e| GuestError::Config(self.vmid, e))?;
+        text.ok_or_else(|| self.vanished())
+    }
+
+    /// The archive is there: what comes after it, up to its last hook.
+    pub(super) fn complete(&mut self, held: &mut Held) -> Result<(), GuestError> {
+        let job = self.job;
+        let archive = || self.name.as_ref().map(|name| name.path(&job.destination.dump_dir));
+        let size = || archive().and_then(|path| path.metadata().ok()).map(|archive| archive.len());
+        // Now: a hook may take it somewhere else.
+        self.size = size().filter(|_| !job.options.stdout).unwrap_or(0);
+        if !job.options.stdout {
+            self.dress(held)?;
+        }
+        self.story.outcome.size = size();
+        self.hook("backup-end")
+    }
+
+    /// As in "guest is online again after 3 seconds": since it stood still, if it does.
+    pub(super) fn stood_still(&self) -> Option<String> {
+        let seconds = self.still_since.take()?.elapsed().as_secs();
+        Some(if seconds == 0 { "<1".to_owned() } else { seconds.to_string() })
     }
 
     /// Says so when the lock that was in the way is nobody's any more.
@@ -281,174 +202,13 @@ impl GuestRun<'_> {
         }
     }
 
-    /// A guest that its administrator paused stays paused, whatever the mode.
-    fn look_for_pause(&mut self) -> Result<(), GuestError> {
-        if self.running && self.mode != Mode::Snapshot {
-            let socket = qmp_socket(self.job.host, self.vmid.get());
-            let mut qmp = Qmp::connect_unless(&socket, QMP_PATIENCE, self.job.cancel)?;
-            let status = qmp.execute("query-status", serde_json::json!({}))?;
-            self.paused = status["status"] == "paused";
-        }
-        Ok(())
-    }
-
-    /// What happens while the config carries our lock.
-    fn locked(&mut self, held: &mut Held) -> Result<(), GuestError> {
-        let (job, vmid) = (self.job, self.vmid);
-        let text = conffile::read(job.host, vmid.get()).map_err(|e| GuestError::Config(vmid, e))?;
-        let vanished = || GuestError::VanishedSince(vmid, job.host.node().to_owned());
-        let config = GuestConfig::parse(&text.ok_or_else(vanished)?);
-        if !self.running {
-            self.mode = Mode::Stop;
-        }
-        let vm = if self.mode == Mode::Snapshot {
-            let vm = self.prepare(config)?;
-            self.announce_mode();
-            vm
-        } else {
-            self.announce_mode();
-            self.prepare(config)?
-        };
-        self.check_server(&vm)?;
-        self.reserve(held)?;
-        self.hook("backup-start")?;
-        match self.mode {
-            _ if !self.running => {}
-            Mode::Snapshot => {
-                self.hook("pre-stop")?;
-                self.hook("pre-restart")?;
-                self.hook("post-restart")?;
-            }
-            Mode::Stop => {
-                // Before it is switched off: afterwards nobody could start it for the backup.
-                if !bridge::available(job.host) {
-                    return Err(GuestError::NoBridge);
-                }
-                if self.paused {
-                    return Err(GuestError::Paused);
-                }
-                job.log.info("stopping virtual guest");
-                self.still_since.set(Some(Instant::now()));
-                self.hook("pre-stop")?;
-                held.note(&self.shut_down())?;
-                self.switch_off(held)?;
-                self.restart = true;
-            }
-            Mode::Suspend => {
-                job.log.info("suspending guest");
-                if !self.paused {
-                    self.still_since.set(Some(Instant::now()));
-                }
-                self.hook("pre-stop")?;
-                if !self.paused {
-                    held.note(&Intent::Paused)?;
-                    self.power.suspend()?;
-                }
-                self.restart = true;
-            }
-        }
-        if let Some(repository) = &job.destination.pbs {
-            self.send(repository, &vm, held)?;
-            self.dress_snapshot(repository, &vm)?;
-            return self.hook("backup-end");
-        }
-        self.archive(&vm, held)?;
-        // Now: a hook may take it somewhere else.
-        let archive =
-            self.name.as_ref().filter(|_| !job.options.stdout).map(|name| name.path(&job.destination.dump_dir));
-        self.size = archive.and_then(|path| std::fs::metadata(path).ok()).map_or(0, |archive| archive.len());
-        if !job.options.stdout {
-            self.dress(&vm, held)?;
-        }
-        let target = self.name.as_ref().map(|name| name.path(&job.destination.dump_dir));
-        self.story.outcome.size = target.and_then(|path| path.metadata().ok()).map(|archive| archive.len());
-        self.hook("backup-end")?;
-        Ok(())
-    }
-
-    /// Presses the power button. A guest that ignores it goes on running, and the backup has failed.
-    fn switch_off(&self, held: &mut Held) -> Result<(), GuestError> {
-        let patience = Duration::from_secs(60 * self.job.options.stopwait);
-        let off = self.power.shutdown(patience, self.job.cancel, &mut |line| self.job.log.info(line));
-        if matches!(off, Err(PowerError::Command { .. })) {
-            // It may still be about to end: then it has to be started again, but nobody waits longer than was asked for.
-            held.leaving = patience.clamp(LINGER, held.leaving.max(LINGER));
-        }
-        Ok(off?)
-    }
-
-    pub(super) fn shut_down(&self) -> Intent {
-        Intent::ShutDown { qemu: self.qemu }
-    }
-
-    /// Lists the disks and makes sure they are there.
-    fn prepare(&mut self, config: GuestConfig) -> Result<Vm, GuestError> {
-        let log = &self.job.log;
-        let mut vm = Vm::new(self.vmid.get(), config);
-        self.env.hostname = vm.config.name();
-        if let Some(name) = &self.env.hostname {
-            log.info(&format!("VM Name: {name}"));
-        }
-        for volume in &vm.volumes {
-            log.info(&volume.to_string());
-        }
-        self.story.guest = Some(GuestFacts {
-            vmid: vm.vmid,
-            kind: GuestKind::Qemu.as_str(),
-            name: self.env.hostname.clone(),
-            running: self.running,
-            disks: vm.volumes.iter().map(Into::into).collect(),
-        });
-        vm.find_disks(self.job.volumes)?;
-        Ok(vm)
-    }
-
-    fn announce_mode(&self) {
+    pub(super) fn announce_mode(&self) {
         let (log, options) = (&self.job.log, self.job.options);
         log.info(&format!("backup mode: {}", self.mode.as_str()));
         if options.bwlimit > 0 {
             log.info(&format!("bandwidth limit: {} KiB/s", options.bwlimit));
         }
         log.info(&format!("ionice priority: {}", options.ionice));
-    }
-
-    /// After the lock is gone: the phases in which the original lets a stopped or suspended guest go on, whatever became of the
-    /// backup. Ours went on long ago; a hook that fails here changes nothing any more.
-    fn after_unlock(&self) {
-        if !self.restart {
-            return;
-        }
-        let restart = || -> Result<(), GuestError> {
-            self.call_hook("pre-restart", false)?;
-            if self.mode == Mode::Suspend && !self.paused {
-                self.job.log.info("resume vm");
-                self.power.resume()?;
-            } else if self.mode == Mode::Stop && self.still_since.get().is_some() {
-                self.job.log.info("restarting vm");
-            }
-            self.call_hook("post-restart", false)
-        };
-        match (restart(), self.still_since.take()) {
-            (Err(error), _) => self.job.log.line(Kind::Bare, &error.to_string()),
-            (Ok(()), None) => {}
-            (Ok(()), Some(since)) => {
-                let seconds = since.elapsed().as_secs();
-                let seconds = if seconds == 0 { "<1".to_owned() } else { seconds.to_string() };
-                self.job.log.info(&format!("guest is online again after {seconds} seconds"));
-            }
-        }
-    }
-
-    /// Says that the guest goes on; after how long, the first time.
-    pub(super) fn say_resumed(&self) {
-        if self.paused {
-            return;
-        }
-        let after = self.still_since.take().map(|since| {
-            // The original counts whole seconds and never less than one.
-            format!(" after {} seconds", since.elapsed().as_secs().max(1))
-        });
-        self.job.log.info(&format!("resuming VM again{}", after.unwrap_or_default()));
     }
 
     /// Chooses the names of archive and log.
@@ -462,16 +222,17 @@ impl GuestRun<'_> {
         let (job, dir) = (self.job, &self.job.destination.dump_dir);
         if job.destination.pbs.is_some() {
             let snapshot = Snapshot { vmid: self.vmid.get(), time: job.host.now().timestamp().as_second() };
-            self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
+            self.env.vmtype = Some(self.kind.as_str().into());
             self.env.target = Some(snapshot.to_string());
             self.snapshot = Some(snapshot);
             return Ok(());
         }
-        let extension = job.compression().suffix();
+        let format = if self.kind == GuestKind::Lxc { "tar" } else { "vma" };
+        let extension = format!("{format}{}", job.compression().suffix());
         let names = job.destination.names(job.host)?;
         let taken = |base: &str| names.iter().any(|name| name.starts_with(base));
-        let name = ArchiveName::fresh(GuestKind::Qemu, self.vmid, moment, &format!("vma{extension}"), taken);
-        self.env.vmtype = Some(GuestKind::Qemu.as_str().into());
+        let name = ArchiveName::fresh(self.kind, self.vmid, moment, &extension, taken);
+        self.env.vmtype = Some(self.kind.as_str().into());
         self.env.logfile = Some(name.log(dir).display().to_string());
         let target = if job.options.stdout { "-".to_owned() } else { name.path(dir).display().to_string() };
         self.env.target = Some(target);
@@ -481,7 +242,7 @@ impl GuestRun<'_> {
 
     /// Takes possession of the name, before anything is done to the guest and before a hook hears of it: another node, or
     /// another cluster with a guest of this number, may write into the same directory.
-    fn reserve(&mut self, held: &mut Held) -> Result<(), GuestError> {
+    pub(super) fn reserve(&mut self, held: &mut Held) -> Result<(), GuestError> {
         while let Some(name) = self.name.clone().filter(|_| !self.job.options.stdout) {
             let draft = name.draft(&self.job.destination.dump_dir);
             let intent = Intent::File { path: draft.clone(), in_qemu: false };
@@ -530,7 +291,7 @@ impl GuestRun<'_> {
         }
     }
 
-    fn hook(&self, phase: &str) -> Result<(), GuestError> {
+    pub(super) fn hook(&self, phase: &str) -> Result<(), GuestError> {
         self.job.check_interrupted()?;
         self.call_hook(phase, true)
     }
@@ -542,7 +303,7 @@ impl GuestRun<'_> {
         }
     }
 
-    fn call_hook(&self, phase: &str, interruptible: bool) -> Result<(), GuestError> {
+    pub(super) fn call_hook(&self, phase: &str, interruptible: bool) -> Result<(), GuestError> {
         let args = [phase, self.mode.as_str(), &self.vmid.to_string()];
         let mut story = self.story.clone();
         story.outcome.seconds = Some(self.begun.elapsed().as_secs_f64());

@@ -5,9 +5,12 @@
 
 mod after;
 pub mod cluster;
+mod container_copy;
+mod container_run;
 mod copy;
 mod destination;
 mod global_lock;
+mod guest_error;
 mod guest_run;
 pub mod hooks;
 pub mod log;
@@ -22,6 +25,7 @@ mod syslog;
 pub mod tasklog;
 pub mod unlock;
 pub mod upid;
+mod vm_run;
 
 pub use destination::{Destination, DestinationError};
 pub use global_lock::{StopError, stop_running};

@@ -242,10 +242,10 @@ impl GuestRun<'_> {
     }
 
     /// Adds notes and protection to the finished backup, then lets the server remove what retention does not keep.
-    pub(super) fn dress_snapshot(&self, repository: &Repository, vm: &Vm) -> Result<(), GuestError> {
+    pub(super) fn dress_snapshot(&self, repository: &Repository) -> Result<(), GuestError> {
         let (job, options, Some(snapshot)) = (self.job, self.job.options, &self.snapshot) else { return Ok(()) };
         let name = snapshot.to_string();
-        self.add_notes(vm, |text| {
+        self.add_notes(|text| {
             let words = [name.clone(), text.to_owned()];
             self.client(repository, &["snapshot", "notes", "update"], &words).map(drop).map_err(|e| e.to_string())
         });

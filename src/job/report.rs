@@ -51,11 +51,22 @@ pub(crate) struct GuestReport {
     pub(super) target: Option<String>,
     /// Its log; none if it was never begun.
     pub(super) log: Option<LogText>,
+    /// What its archive does not have, in the words of the log.
+    pub(super) left_out: Vec<String>,
 }
 
 impl GuestReport {
     fn todo(vmid: Vmid) -> Self {
-        Self { vmid, state: GuestState::Todo, name: None, seconds: 0, size: 0, target: None, log: None }
+        Self {
+            vmid,
+            state: GuestState::Todo,
+            name: None,
+            seconds: 0,
+            size: 0,
+            target: None,
+            log: None,
+            left_out: Vec::new(),
+        }
     }
 
     /// Whether it has a backup now.
@@ -179,6 +190,13 @@ impl JobReport {
         }
     }
 
+    /// One sentence in place of logs that are too long; what the archives do not have is said all the same.
+    fn too_long(&self) -> String {
+        let line = |guest: &GuestReport, line: &String| format!("{}: {line}\n", guest.vmid);
+        let lines = self.guests.iter().flat_map(|guest| guest.left_out.iter().map(move |text| line(guest, text)));
+        lines.fold(TOO_LONG.to_owned(), |text, line| text + &line)
+    }
+
     /// The command line, what hooks said, the guests' logs; or one sentence if that is too much.
     fn logs(&self) -> String {
         let mut text = format!("{}\n\n", self.command_line);
@@ -187,7 +205,7 @@ impl JobReport {
         }
         let logs = self.guests.iter().filter_map(|guest| guest.log.as_ref());
         if logs.chain([&self.before, &self.after]).any(LogText::is_cut) {
-            return TOO_LONG.to_owned();
+            return self.too_long();
         }
         text += self.before.as_str();
         text.push('\n');
@@ -198,11 +216,11 @@ impl JobReport {
             }
             text.push('\n');
             if text.len() > MOST_LOGS {
-                return TOO_LONG.to_owned();
+                return self.too_long();
             }
         }
         text += self.after.as_str();
-        if text.len() > MOST_LOGS { TOO_LONG.to_owned() } else { text }
+        if text.len() > MOST_LOGS { self.too_long() } else { text }
     }
 }
 
@@ -324,8 +342,10 @@ mod tests {
                 report.guest_ended(GuestReport { log: Some(log), state: GuestState::Done, ..GuestReport::todo(*vmid) });
             }
             report.end(&Ok(()));
+            assert_eq!(told(&report).data["logs"], TOO_LONG);
+            report.guests[0].left_out.push("NOT in this backup: mp1".into());
             let told = told(&report);
-            assert_eq!(told.data["logs"], TOO_LONG);
+            assert_eq!(told.data["logs"], format!("{TOO_LONG}100: NOT in this backup: mp1\n"));
             assert_eq!((told.severity, &told.data["status-text"]), (Severity::Info, &Value::from("backup successful")));
         }
     }

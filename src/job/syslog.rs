@@ -36,7 +36,9 @@ impl std::fmt::Debug for Syslog {
 impl Syslog {
     /// For the lines of a task, in the name of what it does; without a task there are none.
     pub(super) fn for_task(host: &Host, upid: Option<&Upid>) -> Self {
-        upid.map_or(Self(None), |upid| Self::open(host, &upid.kind))
+        // The original's tasks are named after its programs, this one excepted.
+        let program = |upid: &Upid| if upid.kind == "vzrestore" { "pct".to_owned() } else { upid.kind.clone() };
+        upid.map_or(Self(None), |upid| Self::open(host, &program(upid)))
     }
 
     fn open(host: &Host, tag: &str) -> Self {

@@ -38,9 +38,6 @@ pub enum UnlockError {
         /// Its node.
         node: String,
     },
-    /// A container.
-    #[error("guest {0} is a container: 'pct unlock {0}' removes its lock, if you know that nobody works on it")]
-    Container(u32),
     /// Its owner is not provably gone.
     #[error("VM {vmid} stays as it is: {why}\n{advice}")]
     Refused {
@@ -140,11 +137,8 @@ pub(super) fn left_behind(host: &Host, vmid: u32) -> Option<String> {
 /// Explains why a guest without a config is not here.
 fn elsewhere(host: &Host, vmid: u32) -> Result<(), UnlockError> {
     let nodes = host.path("/etc/pve/nodes");
-    if nodes.join(host.node()).join(format!("lxc/{vmid}.conf")).exists() {
-        return Err(UnlockError::Container(vmid));
-    }
     for node in std::fs::read_dir(nodes).into_iter().flatten().flatten() {
-        if node.path().join(format!("qemu-server/{vmid}.conf")).exists() {
+        if ["qemu-server", "lxc"].iter().any(|kind| node.path().join(format!("{kind}/{vmid}.conf")).exists()) {
             return Err(UnlockError::Elsewhere { vmid, node: node.file_name().to_string_lossy().into_owned() });
         }
     }
@@ -178,6 +172,7 @@ fn look(host: &Host, vmid: u32) -> Result<Found, UnlockError> {
     let config = conffile::read(host, vmid).map_err(io_error)?;
     let facts = Facts {
         vmid,
+        kind: conffile::Kind::of(host, vmid),
         lock: config.as_deref().and_then(conffile::lock_of),
         journal,
         runner,

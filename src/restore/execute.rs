@@ -3,22 +3,20 @@
 //! first; a failure, a signal and a kill are undone by the same recovery.
 
 use super::plan::{DiskPlan, Plan};
+use super::seat::{Restored, Seat};
 use super::volumes::{Volumes, volume_name};
 use crate::config::Fresh;
-use crate::guest::conffile;
+use crate::guest::conffile::Kind;
 use crate::guest::power::Power;
 use crate::guest::record::{Intent, Record, RecordError};
-use crate::guest::recover::{GuestActions, free_unless_named};
-use crate::host::{Cancel, Host, files};
+use crate::guest::recover::GuestActions;
+use crate::host::{Cancel, Host};
 use crate::image::Target;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// The lock in the config while the restore runs.
-const LOCK: &str = "create";
 
 /// The data of an archive, ready to be copied.
 pub trait Data {
@@ -66,8 +64,10 @@ pub enum ExecuteError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The guest's config cannot be read or written.
-    #[error("config of VM {vmid}: {source}")]
+    #[error("config of {kind} {vmid}: {source}")]
     Config {
+        /// `VM`, `CT`.
+        kind: Kind,
         /// The guest.
         vmid: u32,
         /// The cause.
@@ -92,7 +92,7 @@ pub fn execute(
     tools: &mut Tools<'_>,
 ) -> Result<Vec<String>, ExecuteError> {
     let start = Instant::now();
-    claim(plan, record, tools.host)?;
+    seat(plan).claim(record, tools.host, &|| Ok(Power::new(tools.host, plan.vmid).is_running()))?;
     let mut volids = BTreeMap::new();
     let mut numbers = Numbers::default();
     for disk in plan.disks.clone() {
@@ -138,10 +138,10 @@ pub fn execute(
 
 /// The free numbers of each storage, asked for once.
 #[derive(Default)]
-struct Numbers(BTreeMap<String, std::collections::BTreeSet<u32>>);
+pub(super) struct Numbers(BTreeMap<String, std::collections::BTreeSet<u32>>);
 
 impl Numbers {
-    fn next(&mut self, disk: &DiskPlan, vmid: u32, volumes: &dyn Volumes) -> Result<u32, ExecuteError> {
+    pub(super) fn next(&mut self, disk: &DiskPlan, vmid: u32, volumes: &dyn Volumes) -> Result<u32, ExecuteError> {
         if !self.0.contains_key(&disk.storage) {
             let taken = volumes.taken(disk, vmid).map_err(ExecuteError::Step)?;
             self.0.insert(disk.storage.clone(), taken);
@@ -153,38 +153,6 @@ impl Numbers {
     }
 }
 
-/// Puts `lock: create` into the config, or a config with nothing else in its place, so that nobody else makes a guest of
-/// this id or starts it.
-fn claim(plan: &Plan, record: &mut Record, host: &Host) -> Result<(), ExecuteError> {
-    let vmid = plan.vmid;
-    let intent = if plan.overwrite { Intent::ConfigLock { lock: LOCK.into() } } else { Intent::NewConfig };
-    let changed = |what: &str| Err(io::Error::other(what.to_owned()));
-    // Looked at before the note: a lock or placeholder that is there already is not ours, and recovery must not take it.
-    let look = |text: Option<&[u8]>| match (text, plan.overwrite) {
-        (Some(_), false) => changed("a guest of this id was made meanwhile"),
-        (None, true) => changed("the guest was removed meanwhile"),
-        (Some(text), true) if conffile::lock_of(text).is_some() => changed("the guest was locked meanwhile"),
-        _ => Ok(()),
-    };
-    let config_err = |source| ExecuteError::Config { vmid, source };
-    let mut noted = Ok(());
-    conffile::edit(host, vmid, |text| {
-        look(text.as_deref())?;
-        noted = record.note(&intent);
-        if noted.is_err() {
-            return Ok(None);
-        }
-        Ok(Some(conffile::with_lock(text.as_deref().unwrap_or_default(), Some(LOCK))))
-    })
-    .map_err(config_err)?;
-    noted?;
-    // With the lock in place nobody can start it any more: what was asked before the archive was opened is asked again.
-    if plan.overwrite && Power::new(host, vmid).is_running() {
-        return Err(ExecuteError::Step("vm is running".into()));
-    }
-    Ok(())
-}
-
 /// Makes the restored guest the one of this id, and takes away what it replaces.
 fn commit(
     plan: &mut Plan,
@@ -192,43 +160,24 @@ fn commit(
     record: &mut Record,
     tools: &mut Tools<'_>,
 ) -> Result<Vec<String>, ExecuteError> {
-    let vmid = plan.vmid;
     let planned = plan.warnings.len();
     let config = plan.config(volids, &mut tools.fresh);
     plan.warnings[planned..].iter().for_each(|w| (tools.line)(&format!("WARN: {w}")));
-    // Noted while the old config still names them, and so still safe from recovery.
-    for volid in &plan.replaced {
-        record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
-    }
-    if let Some(rules) = &plan.firewall {
-        if !plan.overwrite {
-            record.note(&Intent::NewFirewall)?;
-        }
-        let path = tools.host.path(conffile::firewall_path(vmid));
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::replace(&path, rules)).map_err(
-            |e| ExecuteError::Step(format!("writing '{}' failed: {e}", conffile::firewall_path(vmid).display())),
-        )?;
-    }
-    conffile::edit(tools.host, vmid, |text| match text.and_then(|text| conffile::lock_of(&text)).as_deref() {
-        Some(LOCK) => Ok(Some(config)),
-        _ => Err(io::Error::other("somebody removed our lock from it during the restore")),
-    })
-    .map_err(|source| ExecuteError::Config { vmid, source })?;
-    // From here on the restore has happened; what fails now is reported and left to the record.
-    let mut left = Vec::new();
-    for volid in plan.replaced.clone() {
-        match free_unless_named(tools.host, &volid, tools.actions) {
-            Ok(_) => (tools.line)(&format!("replaced volume '{volid}' removed")),
-            Err(e) => {
-                (tools.line)(&format!("WARN: replaced volume '{volid}' could not be removed: {e}"));
-                left.push(volid);
-            }
-        }
-    }
+    let left = seat(plan).commit(
+        Restored { config, firewall: plan.firewall.as_deref(), replaced: &plan.replaced },
+        record,
+        tools.host,
+        tools.actions,
+        tools.line,
+    )?;
     (tools.line)("rescan volumes...");
     Ok(left)
 }
 
-fn stop_if_asked(cancel: &Cancel) -> Result<(), ExecuteError> {
+fn seat(plan: &Plan) -> Seat {
+    Seat { kind: Kind::Vm, vmid: plan.vmid, overwrite: plan.overwrite }
+}
+
+pub(super) fn stop_if_asked(cancel: &Cancel) -> Result<(), ExecuteError> {
     if cancel.is_set() { Err(ExecuteError::Interrupted) } else { Ok(()) }
 }

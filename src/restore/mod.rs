@@ -1,6 +1,9 @@
 //! Restore: from an archive to a guest on this node. [`plan`] decides, without touching anything; [`execute`] carries the
 //! plan out so that at every instant there is either the old guest or the new one, and undoes everything if it fails.
+//! A [`container`] has a plan and a way of its own, because its files come as a stream of members and not as disks.
 
+pub mod container;
 pub mod execute;
 pub mod plan;
+mod seat;
 pub mod volumes;

@@ -1,7 +1,9 @@
 //! What a restore is going to do: which volumes on which storage, what the config will say, what becomes of the guest that
 //! is there already. Pure: text and lists in, a plan or a reason against it out.
 
+use super::seat::running;
 use crate::config::{Disk, Fresh, GuestConfig, Rewrite, Section, StorageCfg, map_lines, rewrite_for_restore};
+use crate::guest::conffile::Kind;
 use std::collections::BTreeMap;
 
 #[cfg(test)]
@@ -47,8 +49,8 @@ pub struct Options {
 pub struct Existing {
     /// Its node.
     pub node: String,
-    /// Whether it is a container.
-    pub container: bool,
+    /// What it is.
+    pub kind: Kind,
     /// Whether it runs.
     pub running: bool,
     /// Its config.
@@ -99,12 +101,14 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The id is taken.
-    #[error("unable to restore VM {vmid} - {kind} {vmid} already exists on node '{node}'")]
+    #[error("unable to restore {wanted} {vmid} - {kind} {vmid} already exists on node '{node}'")]
     Exists {
+        /// What was to be restored.
+        wanted: Kind,
         /// The id.
         vmid: u32,
-        /// `VM` or `CT`.
-        kind: &'static str,
+        /// What has it.
+        kind: Kind,
         /// Where.
         node: String,
     },
@@ -112,17 +116,17 @@ pub enum Refusal {
     #[error("the archive's config maps disk '{0}' twice: one of them would be lost")]
     Twice(String),
     /// The guest to be overwritten runs.
-    #[error("unable to restore VM {0} - vm is running")]
-    Running(u32),
+    #[error("unable to restore {0} {1} - {words}", words = running(*.0))]
+    Running(Kind, u32),
     /// The guest to be overwritten is locked.
-    #[error("unable to restore VM {0} - VM is locked ({1})")]
-    Locked(u32, String),
+    #[error("unable to restore {0} {1} - {0} is locked ({2})")]
+    Locked(Kind, u32, String),
     /// The guest to be overwritten is protected.
-    #[error("unable to restore VM {0} - protection mode enabled")]
-    Protected(u32),
+    #[error("unable to restore {0} {1} - protection mode enabled")]
+    Protected(Kind, u32),
     /// Overwriting a template would take the disks of its clones away.
-    #[error("unable to restore VM {0} - it is a template, whose disks clones may depend on; remove it first")]
-    Template(u32),
+    #[error("unable to restore {0} {1} - it is a template, whose disks clones may depend on; remove it first")]
+    Template(Kind, u32),
     /// The archive has no config.
     #[error("the archive has no '{CONFIG_BLOB}': it holds no virtual machine")]
     NoConfig,
@@ -137,29 +141,33 @@ pub enum Refusal {
     Storage(String),
 }
 
-/// Whether the guest that has the id already may be overwritten.
+/// Whether the guest that has the id already may be overwritten by one of kind `wanted`.
 ///
 /// # Errors
 /// Why not.
-pub fn check_existing(options: &Options, node: &str, existing: Option<&Existing>) -> Result<(), Refusal> {
+pub fn check_existing(
+    wanted: Kind,
+    vmid: u32,
+    force: bool,
+    node: &str,
+    existing: Option<&Existing>,
+) -> Result<(), Refusal> {
     let Some(guest) = existing else { return Ok(()) };
-    let vmid = options.vmid;
-    if !options.force || guest.container || guest.node != node {
-        let kind = if guest.container { "CT" } else { "VM" };
-        return Err(Refusal::Exists { vmid, kind, node: guest.node.clone() });
+    if !force || guest.kind != wanted || guest.node != node {
+        return Err(Refusal::Exists { wanted, vmid, kind: guest.kind, node: guest.node.clone() });
     }
     let config = GuestConfig::parse(&guest.config);
     if let Some(lock) = config.lock() {
-        return Err(Refusal::Locked(vmid, lock));
+        return Err(Refusal::Locked(wanted, vmid, lock));
     }
     if guest.running {
-        return Err(Refusal::Running(vmid));
+        return Err(Refusal::Running(wanted, vmid));
     }
     if config.get("protection").is_some_and(|v| v != "0") {
-        return Err(Refusal::Protected(vmid));
+        return Err(Refusal::Protected(wanted, vmid));
     }
     if config.is_template() {
-        return Err(Refusal::Template(vmid));
+        return Err(Refusal::Template(wanted, vmid));
     }
     Ok(())
 }
@@ -176,7 +184,7 @@ pub fn plan(
     node: &str,
     existing: Option<&Existing>,
 ) -> Result<Plan, Refusal> {
-    check_existing(options, node, existing)?;
+    check_existing(Kind::Vm, options.vmid, options.force, node, existing)?;
     let find = |name: &str| configs.iter().find(|(n, _)| n == name).map(|(_, data)| data.clone());
     let blob = find(CONFIG_BLOB).ok_or(Refusal::NoConfig)?;
     let mut warnings = Vec::new();

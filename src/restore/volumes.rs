@@ -32,18 +32,21 @@ pub trait Volumes {
 /// The volume's name on its storage and its id.
 pub fn volume_name(disk: &DiskPlan, vmid: u32, number: u32) -> (String, String) {
     let DiskPlan { storage, format, .. } = disk;
+    let kind = if format == "subvol" { "subvol" } else { "vm" };
     if disk.in_directory {
-        let name = format!("vm-{vmid}-disk-{number}.{format}");
+        let name = format!("{kind}-{vmid}-disk-{number}.{format}");
         (name.clone(), format!("{storage}:{vmid}/{name}"))
     } else {
-        let name = format!("vm-{vmid}-disk-{number}");
+        let name = format!("{kind}-{vmid}-disk-{number}");
         (name.clone(), format!("{storage}:{name}"))
     }
 }
 
 /// The number in a volume's name: `vm-300-disk-1.raw` -> 1.
 pub fn disk_number(name: &str, vmid: u32) -> Option<u32> {
-    let rest = ["vm", "base"].iter().find_map(|kind| name.strip_prefix(&format!("{kind}-{vmid}-disk-")))?;
+    let rest = ["vm", "base", "subvol", "basevol"]
+        .iter()
+        .find_map(|kind| name.strip_prefix(&format!("{kind}-{vmid}-disk-")))?;
     rest.split('.').next()?.parse().ok()
 }
 
@@ -131,6 +134,9 @@ mod tests {
         assert_eq!(volume_name(&disk, 300, 1).1, "local:300/vm-300-disk-1.qcow2");
         disk.in_directory = false;
         assert_eq!(volume_name(&disk, 300, 1), ("vm-300-disk-1".into(), "local:vm-300-disk-1".into()));
+        disk.format = "subvol".into();
+        assert_eq!(volume_name(&disk, 300, 2), ("subvol-300-disk-2".into(), "local:subvol-300-disk-2".into()));
+        assert_eq!(disk_number("subvol-300-disk-4.subvol", 300), Some(4));
         assert_eq!(disk_number("vm-300-disk-7.raw", 300), Some(7));
         assert_eq!(disk_number("base-300-disk-2", 300), Some(2));
         assert_eq!(disk_number("vm-300-cloudinit.raw", 300), None);

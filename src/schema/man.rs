@@ -1,6 +1,6 @@
 //! The man page of a command line, as roff.
 
-use super::usage::type_text;
+use super::usage::{shown, type_text};
 use super::{Command, Opt, usage_line};
 
 /// The page for section 1. `version` stands in its footer.
@@ -12,7 +12,7 @@ pub fn man_page(command: &Command, version: &str) -> String {
         escape(version),
         escape(name),
         escape(command.summary),
-        escape(name),
+        escape(&shown(command)),
         escape(&usage_line(command)),
     );
     page += command.manual.0;

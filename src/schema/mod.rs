@@ -3,7 +3,7 @@
 //! keys of `/etc/vzdump.conf`.
 //!
 //! Nothing here does I/O. A command line becomes [`Params`] (checked words, still text), and those become a typed
-//! structure ([`VzdumpOptions`], [`RestoreOptions`]) together with the defaults.
+//! structure ([`VzdumpOptions`], [`RestoreOptions`], [`ContainerRestoreOptions`]) together with the defaults.
 
 mod api;
 mod check;
@@ -13,6 +13,7 @@ mod keep;
 mod man;
 pub mod notes;
 mod params;
+mod pct_restore;
 mod property;
 mod request;
 mod restore;
@@ -28,6 +29,7 @@ pub use complete::{Shell, Source, completion};
 pub use keep::Keep;
 pub use man::man_page;
 pub use params::{Params, UsageError, parse};
+pub use pct_restore::ContainerRestoreOptions;
 pub use property::Properties;
 pub use request::VzdumpRequest;
 pub use restore::RestoreOptions;
@@ -210,6 +212,11 @@ impl Command {
     /// The option or positional word named `name`.
     pub fn option(&self, name: &str) -> Option<&'static Opt> {
         self.positionals().iter().chain(self.options).find(|opt| opt.name == name)
+    }
+
+    /// The options whose names can be completed: not those that need a number.
+    pub fn completable(&self) -> impl Iterator<Item = &'static Opt> {
+        self.options.iter().filter(|opt| !opt.name.ends_with(']'))
     }
 
     /// The positional words.

@@ -200,3 +200,63 @@ pub static QMRESTORE: Command = Command {
         Opt::new("unique", Bool, "Assign a unique random ethernet address."),
     ],
 };
+
+/// `pct restore`. Options with `[n]` in their name are given with a number: `--mp0`.
+pub static PCT_RESTORE: Command = Command {
+    name: "pct-restore",
+    summary: "Create or restore a container.",
+    manual: (include_str!("man/pct_restore_before.roff"), include_str!("man/pct_restore_after.roff")),
+    positional: Positional::Words(&[
+        Opt::new("vmid", Text(Vmid), "The (unique) ID of the VM.").typetext("<integer> (100 - 999999999)"),
+        Opt::new("ostemplate", Text(Archive), "The backup file. You can pass '-' to read from standard input.")
+            .max_length(255),
+    ]),
+    options: &[
+        Opt::new("arch", Enum(&["amd64", "i386", "arm64", "armhf", "riscv32", "riscv64"]), "OS architecture type."),
+        Opt::new("bwlimit", Number, "Override I/O bandwidth limit (in KiB/s)."),
+        Opt::new(
+            "cmode",
+            Enum(&["shell", "console", "tty"]),
+            "Console mode. By default, the console command tries to open a connection to one of the available tty devices.",
+        ),
+        Opt::new("console", Bool, "Attach a console device (/dev/console) to the container."),
+        Opt::new("cores", Integer { min: Some(1), max: Some(8192) }, "The number of cores assigned to the container."),
+        Opt::new("cpulimit", Number, "Limit of CPU usage."),
+        Opt::new("cpuunits", Integer { min: Some(0), max: Some(500_000) }, "CPU weight for a container."),
+        Opt::new("debug", Bool, "Try to be more verbose. For now this only enables debug log-level on start."),
+        Opt::new("description", Text(Any), "Description for the Container.").max_length(8192),
+        Opt::new("dev[n]", Array, "Device to pass through to the container.").typetext("<string>"),
+        Opt::new("features", Text(Any), "Allow containers access to advanced features."),
+        Opt::new("force", Bool, "Allow to overwrite existing container."),
+        Opt::new("hookscript", Text(Any), "Script that will be executed during various steps in the container's lifetime."),
+        Opt::new("hostname", Text(Any), "Set a host name for the container.").max_length(255),
+        Opt::new("ignore-unpack-errors", Bool, "Ignore errors when extracting the template."),
+        Opt::new("memory", Integer { min: Some(16), max: None }, "Amount of RAM for the container in MB."),
+        Opt::new(
+            "mp[n]",
+            Array,
+            "Use volume as container mount point. Use the special syntax STORAGE_ID:SIZE_IN_GiB to allocate a new volume.",
+        )
+        .typetext("[volume=]<volume> ,mp=<Path> [,acl=<1|0>] [,backup=<1|0>] [,mountoptions=<opt[;opt...]>] [,quota=<1|0>] \
+             [,replicate=<1|0>] [,ro=<1|0>] [,shared=<1|0>] [,size=<DiskSize>]"),
+        Opt::new("nameserver", Text(Any), "Sets DNS server IP address for a container."),
+        Opt::new("net[n]", Array, "Specifies network interfaces for the container.").typetext("<string>"),
+        Opt::new("onboot", Bool, "Specifies whether a container will be started during system bootup."),
+        Opt::new("ostype", Text(Token), "OS type. This is used to setup configuration inside the container."),
+        Opt::new("pool", Text(Pool), "Add the VM to the specified pool."),
+        Opt::new("protection", Bool, "Sets the protection flag of the container."),
+        Opt::new("rootfs", Text(Any), "Use volume as container root.")
+            .typetext("[volume=]<volume> [,acl=<1|0>] [,mountoptions=<opt[;opt...]>] [,quota=<1|0>] [,replicate=<1|0>] \
+             [,ro=<1|0>] [,shared=<1|0>] [,size=<DiskSize>]"),
+        Opt::new("searchdomain", Text(Any), "Sets DNS search domains for a container."),
+        Opt::new("start", Bool, "Start the CT after its creation finished successfully.").default("0"),
+        Opt::new("startup", Text(Any), "Startup and shutdown behavior."),
+        Opt::new("storage", Text(StorageId), "Default Storage.").default("local"),
+        Opt::new("swap", FROM_ZERO, "Amount of SWAP for the container in MB."),
+        Opt::new("tags", Text(Any), "Tags of the Container. This is only meta information."),
+        Opt::new("timezone", Text(Any), "Time zone to use in the container."),
+        Opt::new("tty", Integer { min: Some(0), max: Some(6) }, "Specify the number of tty available to the container"),
+        Opt::new("unique", Bool, "Assign a unique random ethernet address."),
+        Opt::new("unprivileged", Bool, "Makes the container run as unprivileged user."),
+    ],
+};

@@ -11,12 +11,17 @@ pub fn usage_line(command: &Command) -> String {
         Positional::Rest(opt) => format!("{{<{}>}}", opt.name),
         Positional::Words(names) => names.iter().map(|opt| format!("<{}>", opt.name)).collect::<Vec<_>>().join(" "),
     };
-    format!("{} {words} [OPTIONS]", command.name)
+    format!("{} {words} [OPTIONS]", shown(command))
+}
+
+/// What is typed: `pct-restore` is a word of `pct`.
+pub(super) fn shown(command: &Command) -> String {
+    command.name.replace('-', " ")
 }
 
 /// The text of `<program> help`.
 pub fn help(command: &Command) -> String {
-    let mut text = format!("USAGE: {} help\nUSAGE: {}\n", command.name, usage_line(command));
+    let mut text = format!("USAGE: {} help\nUSAGE: {}\n", shown(command), usage_line(command));
     for opt in command.positionals() {
         text += &entry(&format!("<{}>", opt.name), opt);
     }

@@ -1,6 +1,6 @@
 //! Looks for what a backup left behind.
 
-use super::{Node, leash};
+use super::{Node, cgroup, leash};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -71,7 +71,7 @@ impl Node {
             .filter_map(|entry| std::fs::read_to_string(entry.path()).ok()?.trim().parse().ok())
             .collect();
         for pid in leash::processes(self.root())? {
-            if !qemus.contains(&pid) {
+            if !qemus.contains(&pid) && !cgroup::is_container(pid) {
                 let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 left.push(format!("process {pid} {}", command.trim()));
             }

@@ -1,8 +1,8 @@
-//! `make demo`: a node, a guest that writes, `vzdump`, `qmrestore`, the checker, a short table. Everything is gone
-//! afterwards, also after Ctrl-C.
+//! `make demo`: a node, a guest that writes, `vzdump`, `qmrestore`, the checker, a short table; then the same with a
+//! container. Everything is gone afterwards, also after Ctrl-C.
 
 use super::run::code;
-use super::{Format, Guest, Node, checker, leash, mib, programs};
+use super::{Format, Guest, Node, checker, demo_container, leash, mib, programs};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -25,8 +25,9 @@ pub fn run() -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let node = Node::new()?;
+    let node = if demo_container::missing().is_none() { demo_container::prepare(node)? } else { node };
     let root = node.root().to_owned();
-    let done = steps(&node, &stop);
+    let done = both(&node, &stop);
     drop(node);
     let left = leash::processes(&root)?;
     ensure!(!root.exists() && left.is_empty(), "left behind: {} {left:?}", root.display());
@@ -36,7 +37,26 @@ pub fn run() -> Result<()> {
     done
 }
 
-fn steps(node: &Node, stop: &AtomicBool) -> Result<()> {
+/// The VM, then the container where there can be one, then what came out.
+fn both(node: &Node, stop: &AtomicBool) -> Result<()> {
+    let vm = steps(node, stop)?;
+    let container = match demo_container::missing() {
+        None => Some(demo_container::steps(node, stop)?),
+        Some(_) => None,
+    };
+    for table in [Some(vm), container].into_iter().flatten() {
+        println!();
+        for (name, value) in table {
+            println!("  {name:<14} {value}");
+        }
+    }
+    if let Some(why) = demo_container::missing() {
+        println!("\n  no container: {why}");
+    }
+    Ok(())
+}
+
+fn steps(node: &Node, stop: &AtomicBool) -> Result<Vec<(&'static str, String)>> {
     let mut guest = Guest::new(100).name("witness");
     for (key, format, bytes) in DISKS {
         guest = guest.disk(key, format, bytes);
@@ -84,8 +104,7 @@ fn steps(node: &Node, stop: &AtomicBool) -> Result<()> {
     ensure!(later.n > busy.n, "the guest does not write any more");
 
     let end = verdict.heads.first().copied().unwrap_or_default();
-    println!();
-    for (name, value) in [
+    Ok(vec![
         ("guest", "100 witness, running, one processor, TCG".to_owned()),
         ("disks", DISKS.map(|(key, format, bytes)| format!("{key} {} {} MiB", format.name(), bytes >> 20)).join(", ")),
         ("archive", format!("{:.1} MiB, {}", size as f64 / 1_048_576.0, file_name(archive))),
@@ -104,27 +123,24 @@ fn steps(node: &Node, stop: &AtomicBool) -> Result<()> {
             "checks",
             format!("{} records intact; both disks at one instant (record {end}); nothing left", verdict.records),
         ),
-    ] {
-        println!("  {name:<14} {value}");
-    }
-    Ok(())
+    ])
 }
 
-fn step(what: &str) {
+pub(super) fn step(what: &str) {
     println!("\n\x1b[1m== {what}\x1b[0m");
 }
 
-fn go_on(stop: &AtomicBool) -> Result<()> {
+pub(super) fn go_on(stop: &AtomicBool) -> Result<()> {
     ensure!(!stop.load(Ordering::SeqCst), "interrupted");
     Ok(())
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Runs a command with its output on the terminal.
-fn live(node: &Node, program: &str, words: &[&str], stop: &AtomicBool) -> Result<()> {
+pub(super) fn live(node: &Node, program: &str, words: &[&str], stop: &AtomicBool) -> Result<()> {
     let mut command: Command = node.command(program);
     let mut child =
         command.args(words).stdin(Stdio::null()).spawn().with_context(|| format!("{program} cannot be started"))?;

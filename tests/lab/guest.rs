@@ -155,8 +155,19 @@ impl Guest {
 }
 
 /// As PVE writes sizes: the largest unit that divides it.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = [(30, "G"), (20, "M"), (10, "K")];
     let fitting = units.iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
     fitting.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
+/// The other way round: `256M` in bytes.
+pub(super) fn bytes(size: &str) -> anyhow::Result<u64> {
+    let shift = match size.chars().last() {
+        Some('K') => 10,
+        Some('M') => 20,
+        Some('G') => 30,
+        _ => 0,
+    };
+    Ok(size.trim_end_matches(char::is_alphabetic).parse::<u64>()? << shift)
 }

@@ -70,7 +70,7 @@ pub fn boot() -> Result<Boot> {
     let plain = cache.join(format!("witness-{key}.img"));
     let with_agent = cache.join(format!("agent-{key}.img"));
     if !plain.exists() || (agent.is_some() && !with_agent.exists()) {
-        let witness = build_witness(&cache)?;
+        let witness = build_static(&programs::project().join("tests/lab/witness/witness.rs"), &cache)?;
         let mut files = vec![
             ("init".to_owned(), INIT.as_bytes().to_vec()),
             ("witness".to_owned(), witness),
@@ -122,26 +122,34 @@ pub fn kernel() -> Result<(PathBuf, PathBuf)> {
     bail!("no Debian cloud kernel found, neither in target/lab/kernel nor in /boot: run `make setup`")
 }
 
-fn store(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file at once, or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn store(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut beside = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
     std::io::Write::write_all(&mut beside, bytes)?;
     beside.persist(path)?;
     Ok(())
 }
 
-fn build_witness(cache: &Path) -> Result<Vec<u8>> {
-    let out = tempfile::Builder::new().prefix("witness-").tempdir_in(cache)?;
-    let program = out.path().join("witness");
+/// Builds a program of one source file that needs no library at run time.
+///
+/// # Errors
+/// When there is no compiler or it complains.
+pub fn build_static(source: &Path, cache: &Path) -> Result<Vec<u8>> {
+    let out = tempfile::Builder::new().prefix("build-").tempdir_in(cache)?;
+    let program = out.path().join("program");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let built = Command::new(rustc)
         .args(["--edition", "2024", "-A", "warnings", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"])
-        .arg(programs::project().join("tests/lab/witness/witness.rs"))
+        .arg(source)
         .arg("-o")
         .arg(&program)
         .output()
         .context("rustc cannot be started")?;
     if !built.status.success() {
-        bail!("the witness cannot be built: {}", String::from_utf8_lossy(&built.stderr));
+        bail!("{} cannot be built: {}", source.display(), String::from_utf8_lossy(&built.stderr));
     }
     Ok(std::fs::read(&program)?)
 }

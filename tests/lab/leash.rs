@@ -2,7 +2,7 @@
 //! other end of a pipe; when the pipe closes, it kills every process that carries the node's root in its environment,
 //! unmounts what is mounted below the root and removes it.
 
-use super::programs;
+use super::{cgroup, programs};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -64,10 +64,16 @@ pub fn keep(root: &Path) -> Result<()> {
 
 fn end(root: &Path) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(20);
+    let mut groups = Vec::new();
     loop {
         let left = processes(root)?;
         if left.is_empty() {
             break;
+        }
+        for pid in &left {
+            // A frozen process does not even die.
+            cgroup::thaw(*pid)?;
+            groups.extend(cgroup::dirs(*pid).into_iter().map(|(_, dir)| dir));
         }
         ensure!(Instant::now() < deadline, "processes {left:?} of {} do not end", root.display());
         for pid in left {
@@ -79,6 +85,7 @@ fn end(root: &Path) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+    cgroup::remove(&groups);
     for mount in mounts(root)?.iter().rev() {
         Command::new("umount").args(["-l", mount]).status().with_context(|| format!("{mount} cannot be unmounted"))?;
     }
@@ -107,7 +114,27 @@ pub fn processes(root: &Path) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-fn mounts(root: &Path) -> Result<Vec<String>> {
+/// The loop devices that show a file below `root`: the devices and their files.
+///
+/// # Errors
+/// When the devices cannot be listed.
+pub fn loops(root: &Path) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/sys/block")? {
+        let entry = entry?;
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(file.trim()).starts_with(root) {
+            found.push((entry.file_name().to_string_lossy().into_owned(), file.trim().to_owned()));
+        }
+    }
+    Ok(found)
+}
+
+/// What is mounted below `root`, as everybody sees it.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn mounts(root: &Path) -> Result<Vec<String>> {
     let table = std::fs::read_to_string("/proc/self/mounts")?;
     let below =
         table.lines().filter_map(|line| line.split_whitespace().nth(1)).filter(|at| Path::new(at).starts_with(root));

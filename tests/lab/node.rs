@@ -4,8 +4,8 @@ use super::guest::Guest;
 use super::leash::{self, Leash};
 use super::run::{Output, Running};
 use super::serial::{self, Report, Watch};
-use super::stand_in::{GuestConfig, Machine, NAMES, Storages, create_image};
-use super::{guest_image, programs, qmp};
+use super::stand_in::{GuestConfig, Machine, NAMES, Storages, create_volume};
+use super::{container_image, guest_image, programs, qmp};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::fmt::Write;
@@ -107,20 +107,17 @@ impl Node {
 
     fn make_images(&self, config: &Path) -> Result<()> {
         let storages = Storages::load(&self.machine)?;
-        for line in std::fs::read_to_string(config)?.lines() {
+        let text = std::fs::read_to_string(config)?;
+        if config.parent().is_some_and(|dir| dir.ends_with("lxc")) {
+            return container_image::make_recorded(&storages, &text, &self.path("/tmp"));
+        }
+        for line in text.lines() {
             let Some((_, value)) = line.split_once(": ") else { continue };
             let (volid, properties) = value.split_once(',').unwrap_or((value, ""));
             let size = properties.split(',').find_map(|property| property.strip_prefix("size="));
-            let (Some(size), Ok(volume)) = (size, storages.volume(volid)) else { continue };
-            let shift = match size.chars().last() {
-                Some('K') => 10,
-                Some('M') => 20,
-                Some('G') => 30,
-                _ => 0,
-            };
-            let bytes = size.trim_end_matches(char::is_alphabetic).parse::<u64>()? << shift;
-            std::fs::create_dir_all(volume.path.parent().context("image in no directory")?)?;
-            create_image(&volume.path, &volume.format, bytes)?;
+            if let (Some(size), Ok(volume)) = (size, storages.volume(volid)) {
+                create_volume(&volume, super::guest::bytes(size)?)?;
+            }
         }
         Ok(())
     }
@@ -428,7 +425,8 @@ impl Node {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let beside = [".log", ".notes", ".protected", ".dat", ".tmp"].iter().any(|end| name.ends_with(end));
-            if name.starts_with(&format!("vzdump-qemu-{vmid}-")) && !beside {
+            let of_guest = ["qemu", "lxc"].iter().any(|kind| name.starts_with(&format!("vzdump-{kind}-{vmid}-")));
+            if of_guest && !beside {
                 found.push(path);
             }
         }

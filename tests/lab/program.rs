@@ -1,6 +1,6 @@
-//! The lab as a program. Called `qm`, `pvesm` or `vzkeep-pve-bridge` it is the stand-in of that name; else the first word
-//! says what it does: `demo`, `check <disk>...` (the checker on raw disks), `keep <root>` (the leash of a node, reads
-//! standard input to its end, then removes everything).
+//! The lab as a program. Called `qm`, `pct`, `lxc-info`, `pvesm` or `vzkeep-pve-bridge` it is the stand-in of that name;
+//! else the first word says what it does: `demo`, `check <disk>...` (the checker on raw disks), `keep <root>` (the leash of
+//! a node, reads standard input to its end, then removes everything), `nasty <dir> <files>` (a tree of everything).
 
 #[path = "mod.rs"]
 mod lab;
@@ -22,11 +22,14 @@ fn main() -> ExitCode {
     let done = match verb.as_str() {
         "demo" => lab::demo::run(),
         "keep" => lab::leash::keep(Path::new(words.first().map_or("", String::as_str))),
+        "nasty" => make_nasty(&words),
         "check" => {
             let disks: Vec<PathBuf> = words.iter().map(PathBuf::from).collect();
             lab::checker::check(&disks).map(|verdict| println!("{verdict}")).map_err(anyhow::Error::from)
         }
-        other => Err(anyhow::anyhow!("unknown word '{other}': demo, check <disk>... or keep <root>")),
+        other => {
+            Err(anyhow::anyhow!("unknown word '{other}': demo, check <disk>..., keep <root> or nasty <dir> <files>"))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,4 +38,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn make_nasty(words: &[String]) -> anyhow::Result<()> {
+    let [dir, files] = words else { anyhow::bail!("nasty <dir> <files>") };
+    lab::nasty::make(Path::new(dir), files.parse()?, lab::nasty::Devices::No)
 }

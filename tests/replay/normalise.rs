@@ -12,6 +12,8 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "a stopped guest's disks are read directly, no QEMU is started for it",
     ),
     (r"^INFO: stopping kvm after backup task$", "as above"),
+    (r"^INFO: NOT in this backup: ", "vzkeep names once more, at the end, what a container's archive does not have"),
+    (r"^INFO: the container stood still for ", "and says for how long it stood still"),
     (r"^INFO: starting backup via QMP command$", "as above: no QMP for a stopped guest"),
     (r"^INFO: started backup task 'UUID'$", "the task runs in vzkeep, not in QEMU"),
     (r"^INFO: /usr/bin/vma create ", "a guest without disks is archived by vzkeep, not by a child program"),
@@ -34,6 +36,10 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     (r"^no lock found trying to remove 'create' +lock$", "and of the clean-up that the original leaves half done"),
     (r"^removed the placeholder config of VM \d+$", "that vzkeep does not"),
     (r"^replaced volume '\S+' removed$", "the disks that --force replaces go only when the new ones are complete"),
+    (
+        r"^WARN: mount point \w+ \('[^']*'\) was not in the backup: it is made anew and is empty$",
+        "the original says nothing about a mount point without its files",
+    ),
     (r"^error before or during data restore, .* state is NOT cleaned up\.$", "a restore that failed is cleaned up"),
 ];
 
@@ -51,6 +57,7 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"^((?:new volume ID is|map '[\w-]+' to|temporary volume) '\S*vm-\d+-disk-)\d+", "${1}N"),
         (r"^CFG: size: \d+ ", "CFG: size: N "),
         (r"^CTIME: \w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$", "CTIME: DATE"),
+        (r"^Total bytes read: .*", "Total bytes read: N"),
         (r"^progress \d+% \(read \d+ bytes, duration \d+ sec\)$", "progress N%"),
         (r"sparse bytes \d+ \([0-9.]+%\)$", "sparse bytes N (N%)"),
         (r"zero blocks [0-9.]+%$", "zero blocks N%"),
@@ -64,6 +71,9 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"(write error - .*) \('[^']*' after \d+ bytes\)$", "$1"),
         (r"\(\d+:\d\d:\d\d\)", "(DURATION)"),
         (r"archive file size: .*", "archive file size: SIZE"),
+        (r"Total bytes written: .*", "Total bytes written: SIZE"),
+        (r"sync finished - transferred .* in \d+s$", "sync finished - transferred SIZE in Ns"),
+        (r"/proc/\d+/root/", "/proc/PID/root/"),
         (r"[0-9.]+ [KMGT]?i?B(/s)?", "SIZE"),
         (r"\(\d+%\)", "(N%)"),
         (r" +\d+%", " N%"),

@@ -3,14 +3,11 @@
 use super::case::Case;
 
 /// Case names, or prefixes ending in `*`, and what they wait for.
-const PENDING: &[(&str, &str)] = &[("7*", "containers"), ("90-*", "containers")];
+const PENDING: &[(&str, &str)] = &[("90-*", "restores of containers")];
 
 /// Why `case` is not replayed yet.
 pub fn reason(case: &Case) -> Option<&'static str> {
-    let by_name = PENDING.iter().find(|(pattern, _)| matches(pattern, &case.name)).map(|(_, why)| *why);
-    // Whatever its name: among its guests is a container.
-    let has_container = case.task_log().contains(" (lxc)\n") || case.argv().iter().any(|word| word == "pct");
-    by_name.or(has_container.then_some("containers"))
+    PENDING.iter().find(|(pattern, _)| matches(pattern, &case.name)).map(|(_, why)| *why)
 }
 
 fn matches(pattern: &str, name: &str) -> bool {

@@ -41,8 +41,10 @@ impl<'a> Scene<'a> {
         if let Some(what) = case.not_understood().first() {
             return Err(format!("before: '{what}' is not understood"));
         }
-        if let Some(vmid) = case.running().iter().find(|vmid| !node.config_path(**vmid).exists()) {
-            return Err(format!("running: the node has no VM {vmid} that could run"));
+        if let Some(vmid) =
+            case.running().iter().find(|vmid| !node.config_path(**vmid).exists() && !is_container(node, **vmid))
+        {
+            return Err(format!("running: the node has no guest {vmid} that could run"));
         }
         let changes = case.changes().iter().map(|text| change(text)).collect::<Result<Vec<_>, _>>()?;
         let storages =
@@ -61,6 +63,12 @@ impl<'a> Scene<'a> {
             scene.make(change);
         }
         for vmid in case.running() {
+            if is_container(node, vmid) {
+                if !runs(node, vmid) {
+                    node.ct_start(vmid).unwrap();
+                }
+                continue;
+            }
             if !runs(node, vmid) {
                 node.switch_on(vmid).unwrap();
             }
@@ -94,6 +102,9 @@ impl<'a> Scene<'a> {
 
     /// Switches off whoever must not run, or gets another config.
     fn power(&self, case: &Case, changes: &[Change]) {
+        if is_container(self.node, 200) && runs(self.node, 200) && !case.running().contains(&200) {
+            self.node.ct_shutdown(200).unwrap();
+        }
         for vmid in [100, 101, 102, 103, 110] {
             let changed = changes.iter().any(|c| matches!(c, Change::Guest { vmid: changed, .. } if *changed == vmid));
             if runs(self.node, vmid) && (changed || !case.running().contains(&vmid)) {
@@ -171,8 +182,13 @@ impl Drop for Scene<'_> {
     }
 }
 
+fn is_container(node: &Node, vmid: u32) -> bool {
+    node.ct_config_path(vmid).exists()
+}
+
 fn runs(node: &Node, vmid: u32) -> bool {
-    node.run("qm", &["status", &vmid.to_string()]).unwrap().stdout.contains("running")
+    let tool = if is_container(node, vmid) { "pct" } else { "qm" };
+    node.run(tool, &["status", &vmid.to_string()]).unwrap().stdout.contains("running")
 }
 
 /// `volume file local:101/x.raw removed`, or `guest 102: lock: migrate, in words`.

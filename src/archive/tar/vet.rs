@@ -55,7 +55,8 @@ impl Vetting {
             Kind::Other(flag) => {
                 return Err(format!("its type '{}' is none a backup has", [flag].escape_ascii()));
             }
-            Kind::Character | Kind::BlockDevice if !self.rules.devices => {
+            // What is below `./dev/` is the node's to make, and restores leave it out.
+            Kind::Character | Kind::BlockDevice if !self.rules.devices && !member.path.starts_with(b"./dev/") => {
                 return Err("an unprivileged container cannot have device nodes".to_owned());
             }
             _ => {}

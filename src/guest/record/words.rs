@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::container::snapshot::StorageSnapshot;
+
 /// Something a run is about to do to a guest or to the node, in the words of what has to be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
@@ -21,9 +23,19 @@ pub enum Intent {
     Paused,
     /// We freeze the guest's file systems through its agent.
     Frozen,
+    /// We let all processes of a container stand still.
+    StandsStill {
+        /// The freezer of its control group.
+        freezer: PathBuf,
+    },
+    /// A snapshot that a storage makes of a container's volume for the backup.
+    StorageSnapshot {
+        /// Which.
+        of: StorageSnapshot,
+    },
     /// We shut the guest down; it has to run again.
     ShutDown {
-        /// Process id of the QEMU that is told to end.
+        /// Process id of the QEMU, or of the container's first process, that is told to end.
         qemu: Option<u32>,
     },
     /// We start the guest (it was stopped) and have to stop it again.
@@ -62,7 +74,15 @@ pub enum Intent {
 impl Intent {
     /// Whether what it describes outlives a crash of the node; if not, the note need not either.
     pub fn outlives_boot(&self) -> bool {
-        !matches!(self, Self::Paused | Self::Frozen | Self::Session { .. } | Self::QemuBackup | Self::Started)
+        !matches!(
+            self,
+            Self::Paused
+                | Self::Frozen
+                | Self::StandsStill { .. }
+                | Self::Session { .. }
+                | Self::QemuBackup
+                | Self::Started
+        )
     }
 }
 

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::HookEnv;
-use crate::config::BackupVolume;
+use crate::config::{BackupVolume, MountPoint};
 use crate::host::Host;
 use crate::schema::{Vmid, VzdumpOptions};
 
@@ -66,11 +66,11 @@ pub struct GuestFacts {
     pub name: Option<String>,
     /// Whether it ran when its backup began.
     pub running: bool,
-    /// Its disks, also those that are left out.
+    /// Its disks or mount points, also those that are left out.
     pub disks: Vec<DiskFacts>,
 }
 
-/// A disk of the guest.
+/// A disk or mount point of the guest.
 #[derive(Debug, Clone, Serialize)]
 pub struct DiskFacts {
     key: String,
@@ -87,6 +87,17 @@ impl From<&BackupVolume> for DiskFacts {
             volid: volume.disk.volid.clone(),
             size: volume.disk.size(),
             included: volume.excluded.is_none(),
+        }
+    }
+}
+
+impl From<&MountPoint> for DiskFacts {
+    fn from(point: &MountPoint) -> Self {
+        Self {
+            key: point.key.clone(),
+            volid: point.source.as_str().to_owned(),
+            size: point.size(),
+            included: point.excluded().is_none(),
         }
     }
 }

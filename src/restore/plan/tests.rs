@@ -26,7 +26,7 @@ fn options(storage: Option<&str>) -> Options {
 }
 
 fn existing(config: &str) -> Existing {
-    Existing { node: "pve1".into(), container: false, running: false, config: config.into() }
+    Existing { node: "pve1".into(), kind: Kind::Vm, running: false, config: config.into() }
 }
 
 fn config(plan: &mut Plan) -> String {
@@ -106,7 +106,7 @@ fn an_existing_guest_is_refused_unless_forced_and_at_rest() {
     assert_eq!(refusal(&force, &existing("lock: backup\n")), "unable to restore VM 300 - VM is locked (backup)");
     assert_eq!(refusal(&force, &existing("protection: 1\n")), "unable to restore VM 300 - protection mode enabled");
     assert!(refusal(&force, &Existing { node: "pve2".into(), ..guest.clone() }).ends_with("exists on node 'pve2'"));
-    assert!(refusal(&force, &Existing { container: true, ..guest.clone() }).contains("CT 300 already exists"));
+    assert!(refusal(&force, &Existing { kind: Kind::Container, ..guest.clone() }).contains("CT 300 already exists"));
     assert!(make(BLOB, &force, Some(&guest)).is_ok());
 }
 

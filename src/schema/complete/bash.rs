@@ -43,14 +43,14 @@ complete -F _vzkeep_@ID@ @NAME@
 "#;
 
 pub(super) fn script(command: &Command) -> String {
-    let options: Vec<_> = command.options.iter().map(|opt| format!("--{}", opt.name)).collect();
+    let options: Vec<_> = command.completable().map(|opt| format!("--{}", opt.name)).collect();
     let fill = |text: &str| {
         text.replace("@NAME@", command.name)
             .replace("@ID@", &command.name.replace('-', "_"))
             .replace("@OPTIONS@", &options.join(" "))
     };
     let mut script = fill(HEAD);
-    for opt in command.options {
+    for opt in command.completable() {
         script += &format!("            --{})\n{}                ;;\n", opt.name, action(opt, 16));
     }
     script += "            *)\n";

@@ -17,7 +17,7 @@ pub(super) fn script(command: &Command) -> String {
             script += &format!("complete -c {name}{files} -a {}\n", quote(&candidates));
         }
     }
-    for opt in command.options {
+    for opt in command.completable() {
         let mut line = format!("complete -c {name} -l {} -d {}", opt.name, quote(&summary(opt)));
         // The value of a boolean may be left out, so none is offered.
         if !matches!(opt.kind, Kind::Bool) {

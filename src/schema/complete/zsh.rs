@@ -36,7 +36,7 @@ pub(super) fn script(command: &Command) -> String {
     let id = command.name.replace('-', "_");
     let fill = |text: &str| text.replace("@NAME@", command.name).replace("@ID@", &id);
     let mut specs = Vec::new();
-    for opt in command.options {
+    for opt in command.completable() {
         let repeat = if matches!(opt.kind, Kind::Array | Kind::List(_)) { "*" } else { "" };
         // A boolean stands alone or takes a value.
         let value = if matches!(opt.kind, Kind::Bool) { "::" } else { ":" };
@@ -49,7 +49,7 @@ pub(super) fn script(command: &Command) -> String {
             specs.extend(opts.iter().map(|opt| format!(":{}:{}", opt.name, action(opt, &id))));
         }
     }
-    let functions: String = command.options.iter().filter_map(|opt| pairs(opt, &id)).collect();
+    let functions: String = command.completable().filter_map(|opt| pairs(opt, &id)).collect();
     fill(HEAD) + &functions + &fill(TAIL).replace("@ARGUMENTS@", &arguments(&specs))
 }
 

@@ -19,9 +19,20 @@ impl GuestConfig {
     /// # Errors
     /// When there is no such guest.
     pub fn load(machine: &Machine, vmid: u32) -> Result<Self> {
-        let path = path(machine, vmid);
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("Configuration file 'nodes/pve1/qemu-server/{vmid}.conf' does not exist"))?;
+        Self::read(machine, "qemu-server", vmid)
+    }
+
+    /// Reads the config of container `vmid`.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub fn load_container(machine: &Machine, vmid: u32) -> Result<Self> {
+        Self::read(machine, "lxc", vmid)
+    }
+
+    fn read(machine: &Machine, kind: &str, vmid: u32) -> Result<Self> {
+        let text = std::fs::read_to_string(path(machine, kind, vmid))
+            .with_context(|| format!("Configuration file 'nodes/pve1/{kind}/{vmid}.conf' does not exist"))?;
         Ok(Self { lines: text.lines().map(str::to_owned).collect() })
     }
 
@@ -87,8 +98,8 @@ impl GuestConfig {
     }
 }
 
-fn path(machine: &Machine, vmid: u32) -> PathBuf {
-    machine.path(&format!("/etc/pve/qemu-server/{vmid}.conf"))
+fn path(machine: &Machine, kind: &str, vmid: u32) -> PathBuf {
+    machine.path(&format!("/etc/pve/{kind}/{vmid}.conf"))
 }
 
 /// Reads the config under the file lock, lets `change` work on it, and writes it beside and renames.
@@ -96,15 +107,36 @@ fn path(machine: &Machine, vmid: u32) -> PathBuf {
 /// # Errors
 /// What `change` says, in which case nothing is written, and failing files.
 pub fn change(machine: &Machine, vmid: u32, change: impl FnOnce(&mut GuestConfig) -> Result<()>) -> Result<()> {
-    let dir = machine.path("/var/lock/qemu-server");
-    std::fs::create_dir_all(&dir)?;
-    let file = File::create(dir.join(format!("lock-{vmid}.conf")))?;
-    let _held = Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| anyhow::anyhow!("can't lock file 'lock-{vmid}.conf': {error}"))?;
-    let mut config = GuestConfig::load(machine, vmid)?;
+    change_under(machine, "qemu-server", vmid, &format!("/var/lock/qemu-server/lock-{vmid}.conf"), change)
+}
+
+/// The same for a container.
+///
+/// # Errors
+/// As [`change`].
+pub fn change_container(
+    machine: &Machine,
+    vmid: u32,
+    change: impl FnOnce(&mut GuestConfig) -> Result<()>,
+) -> Result<()> {
+    change_under(machine, "lxc", vmid, &format!("/run/lock/lxc/pve-config-{vmid}.lock"), change)
+}
+
+fn change_under(
+    machine: &Machine,
+    kind: &str,
+    vmid: u32,
+    lock: &str,
+    change: impl FnOnce(&mut GuestConfig) -> Result<()>,
+) -> Result<()> {
+    let lock = machine.path(lock);
+    std::fs::create_dir_all(lock.parent().context("lock in no directory")?)?;
+    let _held = Flock::lock(File::create(&lock)?, FlockArg::LockExclusive)
+        .map_err(|(_, error)| anyhow::anyhow!("can't lock file '{}': {error}", lock.display()))?;
+    let mut config = GuestConfig::read(machine, kind, vmid)?;
     change(&mut config)?;
     // Written beside the directory that /etc/pve/qemu-server points to, else the rename would cross it.
-    let target = path(machine, vmid).canonicalize()?;
+    let target = path(machine, kind, vmid).canonicalize()?;
     let mut beside = tempfile::NamedTempFile::new_in(target.parent().context("config in no directory")?)?;
     for line in &config.lines {
         writeln!(beside, "{line}")?;

@@ -1,23 +1,25 @@
-//! The stand-ins for what a Proxmox node has and other machines don't: `qm`, `pvesm` and the bridge. They do power,
+//! The stand-ins for what a Proxmox node has and other machines don't: `qm`, `pct`, `pvesm` and the bridge. They do power,
 //! locking and volumes, on real processes and files below `VZKEEP_ROOT`, and nothing else.
 
 mod bridge;
 mod command_line;
 mod config;
+mod lxc;
+mod pct;
 mod power;
 mod pvesm;
 mod qm;
 mod storage;
 
 pub use config::GuestConfig;
-pub use storage::{Storages, create_image};
+pub use storage::{Storages, create_volume};
 
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The names under which the lab's program is a stand-in.
-pub const NAMES: &[&str] = &["qm", "pvesm", "vzkeep-pve-bridge"];
+pub const NAMES: &[&str] = &["qm", "pct", "lxc-info", "lxc-stop", "pvesm", "vzkeep-pve-bridge"];
 
 /// The machine below the root prefix.
 #[derive(Debug, Clone)]
@@ -64,6 +66,9 @@ pub fn run(name: &str, words: &[String]) -> ExitCode {
     }
     let done = Machine::from_env().and_then(|machine| match name {
         "qm" => qm::run(&machine, words),
+        "pct" => pct::run(&machine, words),
+        "lxc-info" => pct::info(&machine, words),
+        "lxc-stop" => pct::halt(&machine, words),
         _ => pvesm::run(&machine, words),
     });
     match done {

@@ -1,5 +1,6 @@
-//! `pvesm path|alloc|free` for directory storages.
+//! `pvesm path|alloc|free` for directory and btrfs storages.
 
+use super::storage::free_volume;
 use super::{Machine, Storages, arguments, vmid};
 use anyhow::{Context, Result, bail};
 
@@ -17,8 +18,7 @@ pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
         }
         ["free", volid] => {
             let volume = storages.volume(volid)?;
-            std::fs::remove_file(&volume.path)
-                .with_context(|| format!("disk image '{}' does not exist", volume.path.display()))?;
+            free_volume(&volume)?;
             Ok(format!("Removed volume '{volid}'\n"))
         }
         other => bail!("pvesm {}: the stand-in knows path, alloc and free", other.join(" ")),

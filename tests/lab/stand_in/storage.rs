@@ -1,25 +1,27 @@
-//! Directory storages of `storage.cfg` and the images in them.
+//! Directory and btrfs storages of `storage.cfg` and the volumes in them.
 
 use super::Machine;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A volume in a directory storage.
+/// A volume in a storage.
 #[derive(Debug, Clone)]
 pub struct Volume {
     /// `local:100/vm-100-disk-0.qcow2`
     pub volid: String,
     /// Where it lies, root prefix included.
     pub path: PathBuf,
-    /// `raw`, `qcow2`, or the ending of what is no image.
+    /// `raw`, `qcow2`, `subvol`, or the ending of what is no image.
     pub format: String,
+    /// Whether it lies in a btrfs storage, where every volume is a subvolume.
+    pub btrfs: bool,
 }
 
 /// The storages of the node: names and paths.
 #[derive(Debug, Clone)]
 pub struct Storages {
-    dirs: Vec<(String, PathBuf)>,
+    dirs: Vec<(String, PathBuf, bool)>,
 }
 
 impl Storages {
@@ -30,10 +32,10 @@ impl Storages {
     pub fn load(machine: &Machine) -> Result<Self> {
         let text =
             std::fs::read_to_string(machine.path("/etc/pve/storage.cfg")).context("storage.cfg cannot be read")?;
-        let mut dirs: Vec<(String, PathBuf)> = Vec::new();
+        let mut dirs: Vec<(String, PathBuf, bool)> = Vec::new();
         for line in text.lines() {
-            if let Some(name) = line.strip_prefix("dir:") {
-                dirs.push((name.trim().to_owned(), PathBuf::new()));
+            if let Some((kind @ ("dir" | "btrfs"), name)) = line.split_once(':') {
+                dirs.push((name.trim().to_owned(), PathBuf::new(), kind == "btrfs"));
             } else if let (Some(path), Some(last)) = (line.trim().strip_prefix("path "), dirs.last_mut()) {
                 last.1 = machine.path(path.trim());
             }
@@ -46,8 +48,17 @@ impl Storages {
     /// # Errors
     /// When there is no such storage.
     pub fn dir(&self, name: &str) -> Result<&Path> {
-        let found = self.dirs.iter().find(|(known, _)| known == name);
-        found.map(|(_, dir)| dir.as_path()).with_context(|| format!("storage '{name}' does not exist"))
+        self.find(name).map(|(dir, _)| dir)
+    }
+
+    /// The directories of all storages.
+    pub fn all(&self) -> impl Iterator<Item = &Path> {
+        self.dirs.iter().map(|(_, dir, _)| dir.as_path())
+    }
+
+    fn find(&self, name: &str) -> Result<(&Path, bool)> {
+        let found = self.dirs.iter().find(|(known, _, _)| known == name);
+        found.map(|(_, dir, btrfs)| (dir.as_path(), *btrfs)).with_context(|| format!("storage '{name}' does not exist"))
     }
 
     /// What a volume identifier means, whether or not the file exists.
@@ -56,20 +67,24 @@ impl Storages {
     /// When it is no identifier or the storage is unknown.
     pub fn volume(&self, volid: &str) -> Result<Volume> {
         let (storage, name) = volid.split_once(':').with_context(|| format!("unable to parse volume ID '{volid}'"))?;
-        let dir = self.dir(storage)?;
+        let (dir, btrfs) = self.find(storage)?;
         let path = match name.split_once('/') {
             Some(("backup", file)) => dir.join("dump").join(file),
             Some(("iso", file)) => dir.join("template/iso").join(file),
             Some((vmid, file)) if vmid.parse::<u32>().is_ok() && !file.contains('/') => {
-                dir.join("images").join(vmid).join(file)
+                let images = dir.join("images").join(vmid);
+                match file.strip_suffix(".raw").filter(|_| btrfs) {
+                    Some(stem) => images.join(stem).join("disk.raw"),
+                    None => images.join(file),
+                }
             }
             _ => bail!("unable to parse directory volume name '{name}'"),
         };
         let format = path.extension().and_then(|e| e.to_str()).unwrap_or("raw").to_owned();
-        Ok(Volume { volid: volid.to_owned(), path, format })
+        Ok(Volume { volid: volid.to_owned(), path, format, btrfs })
     }
 
-    /// Makes a new volume of `bytes` bytes; with an empty name the next free `vm-<vmid>-disk-<n>`.
+    /// Makes a new volume of `bytes` bytes; with an empty name the next free `vm-<vmid>-disk-<n>`, or `subvol-...`.
     ///
     /// # Errors
     /// When it exists already or cannot be made.
@@ -77,10 +92,15 @@ impl Storages {
         let images = self.dir(storage)?.join("images").join(vmid.to_string());
         std::fs::create_dir_all(&images)?;
         let name = if name.is_empty() {
-            let taken =
-                |n: &u32| ["raw", "qcow2"].iter().any(|f| images.join(format!("vm-{vmid}-disk-{n}.{f}")).exists());
+            let names: Vec<String> =
+                std::fs::read_dir(&images)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+            let taken = |n: &u32| {
+                let stem = format!("-{vmid}-disk-{n}");
+                names.iter().any(|name| name.split('.').next().is_some_and(|name| name.ends_with(&stem)))
+            };
             let free = (0..).find(|n| !taken(n)).unwrap_or_default();
-            format!("vm-{vmid}-disk-{free}.{format}")
+            let kind = if format == "subvol" { "subvol" } else { "vm" };
+            format!("{kind}-{vmid}-disk-{free}.{format}")
         } else {
             name.to_owned()
         };
@@ -88,9 +108,51 @@ impl Storages {
         if volume.path.exists() {
             bail!("disk image '{}' already exists", volume.path.display());
         }
-        create_image(&volume.path, format, bytes)?;
+        create_volume(&volume, bytes)?;
         Ok(volume)
     }
+}
+
+/// Makes a volume where its identifier says.
+///
+/// # Errors
+/// As [`create_image`], and when `btrfs` fails.
+pub fn create_volume(volume: &Volume, bytes: u64) -> Result<()> {
+    let parent = volume.path.parent().context("volume in no directory")?;
+    match (volume.btrfs, volume.format.as_str()) {
+        (true, "subvol") => {
+            std::fs::create_dir_all(parent)?;
+            btrfs(&["subvolume", "create"], &volume.path)?;
+        }
+        (true, "raw") => {
+            std::fs::create_dir_all(parent.parent().context("volume in no directory")?)?;
+            btrfs(&["subvolume", "create"], parent)?;
+        }
+        (false, "subvol") => std::fs::create_dir_all(&volume.path)?,
+        _ => std::fs::create_dir_all(parent)?,
+    }
+    if volume.format == "subvol" { Ok(()) } else { create_image(&volume.path, &volume.format, bytes) }
+}
+
+/// Removes a volume and everything in it.
+///
+/// # Errors
+/// When it is not there or `btrfs` fails.
+pub fn free_volume(volume: &Volume) -> Result<()> {
+    let missing = || format!("disk image '{}' does not exist", volume.path.display());
+    match (volume.btrfs, volume.format.as_str()) {
+        (true, "subvol") => btrfs(&["subvolume", "delete"], &volume.path),
+        (true, "raw") => btrfs(&["subvolume", "delete"], volume.path.parent().context("image in no directory")?),
+        (false, "subvol") => std::fs::remove_dir_all(&volume.path).with_context(missing),
+        _ => std::fs::remove_file(&volume.path).with_context(missing),
+    }
+}
+
+fn btrfs(words: &[&str], path: &Path) -> Result<()> {
+    let done = Command::new("btrfs").args(words).arg(path).output().context("btrfs cannot be started")?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    anyhow::ensure!(done.status.success(), "btrfs {} {}: {said}", words.join(" "), path.display());
+    Ok(())
 }
 
 /// Makes an image as PVE does: sparse raw, qcow2 with its metadata allocated.

@@ -1,0 +1,373 @@
+//! The phases of a container's backup between its lock and its release, each in the order and with the words of the original.
+//! The container comes first: it stands still only as long as its data needs an instant, and never because a hook or a terminal
+//! takes its time.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::container_copy::Place;
+use super::guest_run::{GuestError, GuestRun};
+use super::hooks::describe::GuestFacts;
+use super::log::Kind;
+use crate::config::{ContainerConfig, MountPoint};
+use crate::guest::conffile;
+use crate::guest::container::freeze::{Freezer, Frozen};
+use crate::guest::container::power::ContainerPower;
+use crate::guest::container::snapshot::{NAME, SnapshotError, StorageSnapshot};
+use crate::guest::container::tree::{Excludes, Sync};
+use crate::guest::container::{Container, mounts};
+use crate::guest::held::Held;
+use crate::guest::record::Intent;
+use crate::schema::Mode;
+
+/// How long a container may stand still while its storages make snapshots.
+const SNAPSHOT_FREEZE: Duration = Duration::from_secs(60);
+/// How long the first copy may take; the container runs meanwhile.
+const FIRST_COPY: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl GuestRun<'_> {
+    pub(super) fn backup_container(&mut self) -> Result<(), GuestError> {
+        let power = ContainerPower::new(self.job.host, self.vmid.get());
+        self.running = power.is_running()?;
+        let mut held = self.hold()?;
+        let mut place = Place::default();
+        let result = self.container_locked(&power, &mut place, &mut held);
+        // From here on as the original: the lock goes, what was made for the backup goes, then a container that was stopped runs
+        // again. What fails is undone by the release, from the record.
+        if let Err(error) = held.unlock() {
+            self.job.log.warn(&error.to_string());
+        }
+        let cleared = self.clear(place, &mut held);
+        self.restart_container(&power, &mut held);
+        if let (Ok(()), Err(error)) = (&result, cleared) {
+            self.job.log.warn(&error.to_string());
+        }
+        self.let_go(held, result.is_ok());
+        result
+    }
+
+    /// What happens while the config carries our lock.
+    fn container_locked(
+        &mut self,
+        power: &ContainerPower,
+        place: &mut Place,
+        held: &mut Held,
+    ) -> Result<(), GuestError> {
+        if self.job.destination.pbs.is_some() {
+            return Err(GuestError::NotToServer("containers cannot be backed up to"));
+        }
+        // A killed run may have left it switched off, and taking it switched it on again.
+        self.running = power.is_running()?;
+        let container = Container::new(self.vmid.get(), ContainerConfig::parse(&self.read_config()?))?;
+        let mut freezer = None;
+        if self.running {
+            let init = power.init()?;
+            self.qemu = Some(init);
+            if self.mode != Mode::Stop {
+                freezer = Some(Freezer::of(container.vmid, init)?);
+            }
+        } else {
+            self.mode = Mode::Stop;
+        }
+        self.paused = freezer.as_ref().map(Freezer::is_frozen).transpose()?.unwrap_or(false);
+        let mut snapshots = Vec::new();
+        if self.mode == Mode::Snapshot {
+            self.describe(&container);
+            match self.plan_snapshots(&container)? {
+                Some(planned) => snapshots = planned,
+                None => {
+                    self.job.log.info("mode failure - some volumes do not support snapshots");
+                    self.job.log.info("trying 'suspend' mode instead");
+                    self.mode = Mode::Suspend;
+                }
+            }
+        }
+        self.announce_mode();
+        if self.mode != Mode::Snapshot {
+            self.describe(&container);
+        }
+        let excludes = Excludes::new(&self.job.options.exclude_path, self.job.options.stdexcludes);
+        for useless in excludes.useless() {
+            self.job.log.warn(&format!(
+                "exclude-path '{useless}' excludes nothing, because it ends with '/': '{}' excludes the directory, '{useless}?*' what is in it",
+                useless.trim_end_matches('/')
+            ));
+        }
+        self.reserve(held)?;
+        self.make_place(&container, place, held)?;
+        match (self.mode, &freezer) {
+            (Mode::Snapshot, Some(freezer)) => {
+                self.remove_left_over(&container)?;
+                self.hook("backup-start")?;
+                self.hook("pre-stop")?;
+                self.take_snapshots(freezer, snapshots, place, held)?;
+            }
+            (Mode::Suspend, Some(freezer)) => {
+                self.hook("backup-start")?;
+                self.copy_tree(&container, &excludes, freezer, place, held)?;
+            }
+            _ => {
+                self.hook("backup-start")?;
+                if self.running {
+                    self.stop_container(power, held)?;
+                }
+            }
+        }
+        if self.mode == Mode::Stop && power.is_running()? {
+            // Somebody started it meanwhile: mounting its volumes a second time would destroy them.
+            return Err(GuestError::StartedMeanwhile(self.vmid));
+        }
+        self.archive_container(&container, &excludes, place, held)?;
+        self.complete(held)
+    }
+
+    /// Lists the volumes, and remembers what the archive will not have.
+    fn describe(&mut self, container: &Container) {
+        let log = &self.job.log;
+        let name = container.config.hostname();
+        name.iter().for_each(|name| log.info(&format!("CT Name: {name}")));
+        container.points.iter().for_each(|point| log.info(&point.log_line()));
+        let left_out = |(point, why): (&MountPoint, &str)| {
+            let MountPoint { key, mp, source, .. } = point;
+            let what = source.kind();
+            format!("NOT in this backup: {what} mount point {key} ('{mp}') from '{}' ({why})", source.as_str())
+        };
+        self.left_out = container.excluded().map(left_out).collect();
+        self.env.hostname = Some(name.unwrap_or_else(|| format!("CT{}", self.vmid)));
+        self.story.guest = Some(GuestFacts {
+            vmid: container.vmid,
+            kind: self.kind.as_str(),
+            name: container.config.hostname(),
+            running: self.running,
+            disks: container.points.iter().map(Into::into).collect(),
+        });
+    }
+
+    /// The snapshots of all volumes that are backed up; none if one of them has none.
+    fn plan_snapshots(&self, container: &Container) -> Result<Option<Vec<(MountPoint, StorageSnapshot)>>, GuestError> {
+        let mut planned = Vec::new();
+        for point in container.included() {
+            let Some(volid) = point.volid() else { return Ok(None) };
+            match StorageSnapshot::of(self.job.host, self.job.volumes, volid)? {
+                Some(snapshot) => planned.push((point.clone(), snapshot)),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(planned))
+    }
+
+    /// Removes snapshots of our name that an earlier run left, of all volumes, and their section in the config.
+    fn remove_left_over(&self, container: &Container) -> Result<(), GuestError> {
+        let (job, vmid) = (self.job, self.vmid);
+        let mut told = false;
+        let mut tell = || {
+            if !std::mem::replace(&mut told, true) {
+                job.log.info("found old vzdump snapshot (force removal)");
+            }
+        };
+        for volid in container.points.iter().filter_map(MountPoint::volid) {
+            let Some(snapshot) = StorageSnapshot::of(job.host, job.volumes, volid)? else { continue };
+            let failed = |reason| GuestError::LeftOver { what: snapshot.to_string(), reason };
+            if snapshot.exists(job.host).map_err(failed)? {
+                tell();
+                snapshot.remove(job.host).map_err(failed)?;
+            }
+        }
+        if container.config.snapshots().iter().any(|name| name == NAME) {
+            tell();
+            let edited = conffile::edit(job.host, vmid.get(), |text| {
+                let mut config = ContainerConfig::parse(&text.unwrap_or_default());
+                Ok(config.remove_snapshot(NAME).then(|| config.to_bytes()))
+            });
+            edited.map_err(|error| GuestError::Config(vmid, error))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the container stand still, if it is not somebody else who does.
+    fn freeze_container(
+        &self,
+        freezer: &Freezer,
+        most: Duration,
+        held: &mut Held,
+    ) -> Result<Option<Frozen>, GuestError> {
+        if self.paused {
+            return Ok(None);
+        }
+        held.note(&Intent::StandsStill { freezer: freezer.file().to_owned() })?;
+        self.still_since.set(Some(Instant::now()));
+        Ok(Some(freezer.freeze(most, self.job.cancel)?))
+    }
+
+    /// Lets it go on; how long it stood still. One that cannot be thawed stays noted.
+    fn thaw_container(
+        &self,
+        freezer: &Freezer,
+        frozen: Option<Frozen>,
+        held: &mut Held,
+    ) -> Result<Option<Duration>, GuestError> {
+        let Some(frozen) = frozen else { return Ok(None) };
+        let stood = frozen.thaw()?;
+        held.done(&Intent::StandsStill { freezer: freezer.file().to_owned() })?;
+        Ok(Some(stood))
+    }
+
+    fn say_online(&self, stood: Option<Duration>) {
+        if let Some(stood) = stood {
+            self.still_since.take();
+            let seconds = if stood.as_secs() == 0 { "<1".to_owned() } else { stood.as_secs().to_string() };
+            self.job.log.info(&format!("guest is online again after {seconds} seconds"));
+            self.job.log.info(&format!("the container stood still for {:.3} seconds", stood.as_secs_f64()));
+        }
+    }
+
+    /// One instant of all volumes.
+    fn take_snapshots(
+        &self,
+        freezer: &Freezer,
+        snapshots: Vec<(MountPoint, StorageSnapshot)>,
+        place: &mut Place,
+        held: &mut Held,
+    ) -> Result<(), GuestError> {
+        let (job, log) = (self.job, &self.job.log);
+        let still = snapshots.len() > 1;
+        if still {
+            log.info("suspend vm to make snapshot");
+        }
+        log.info(&format!("create storage snapshot '{NAME}'"));
+        // What is in the container's caches goes to its storages: most of it before, so that it stands still for less.
+        self.flush(&snapshots);
+        for (_, snapshot) in &snapshots {
+            held.note(&Intent::StorageSnapshot { of: snapshot.clone() })?;
+        }
+        let frozen = if still { self.freeze_container(freezer, SNAPSHOT_FREEZE, held)? } else { None };
+        if frozen.is_some() {
+            self.flush(&snapshots);
+        }
+        let mut taken = Ok(());
+        for (point, snapshot) in snapshots {
+            let volid = point.volid().unwrap_or_default().to_owned();
+            taken = snapshot.take(job.host).map_err(|reason| SnapshotError::Command { volid, reason });
+            // Noted, so it is removed even if it is only half there.
+            place.snapshots.push((point, snapshot));
+            if taken.is_err() {
+                break;
+            }
+        }
+        let stood = self.thaw_container(freezer, frozen, held);
+        // The cause comes first; a container that stays frozen is still noted.
+        taken?;
+        let stood = stood?;
+        self.hook("pre-restart")?;
+        if still && !self.paused {
+            log.info("resume vm");
+            self.say_online(stood);
+        }
+        self.hook("post-restart")
+    }
+
+    /// Asks the kernel to write what the container's file systems hold back. What fails is no loss: the snapshot is then as
+    /// after a power failure.
+    fn flush(&self, snapshots: &[(MountPoint, StorageSnapshot)]) {
+        let Some(init) = self.qemu else { return };
+        for (point, _) in snapshots {
+            let path = format!("/proc/{init}/root{}", point.mp);
+            if let Ok(dir) = std::fs::File::open(path) {
+                nix::unistd::syncfs(&dir).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Two copies: a long one while it runs, a short one of what changed meanwhile while it stands still.
+    fn copy_tree(
+        &self,
+        container: &Container,
+        excludes: &Excludes,
+        freezer: &Freezer,
+        place: &Place,
+        held: &mut Held,
+    ) -> Result<(), GuestError> {
+        let (job, log) = (self.job, &self.job.log);
+        let root = format!("/proc/{}/root", self.qemu.unwrap_or_default());
+        let sync = Sync {
+            from: root.clone().into(),
+            to: &place.tree,
+            mount_points: container.included().map(|point| point.mp.as_str()).collect(),
+            not: container.excluded().map(|(point, _)| point.mp.as_str()).collect(),
+            excludes,
+            attributes: place.attributes,
+            bwlimit: job.options.bwlimit,
+        };
+        let told = |line: &str| log.info(line);
+        let copy = |text: &str, first: bool, most: Duration| {
+            // A link in the container would lead the copy to files of the node.
+            for point in container.included() {
+                mounts::check_inside(Path::new(&root), &point.key, &point.mp)?;
+            }
+            let begun = Instant::now();
+            let transferred = sync.run(job.host, first, most, job.cancel, &told)?;
+            let seconds = begun.elapsed().as_secs();
+            Ok::<_, GuestError>(format!("{text} sync finished - transferred {} in {seconds}s", in_bytes(&transferred)))
+        };
+        let starting = |text: &str| log.info(&format!("starting {text} sync {root}/ to {}", place.tree.display()));
+        starting("first");
+        log.info(&copy("first", true, FIRST_COPY)?);
+        log.info("suspending guest");
+        self.hook("pre-stop")?;
+        starting("final");
+        let most = Duration::from_secs(60 * job.options.stopwait.max(1));
+        let frozen = self.freeze_container(freezer, most, held)?;
+        let copied = copy("final", false, most);
+        let stood = self.thaw_container(freezer, frozen, held);
+        log.info(&copied?);
+        log.info("resuming guest");
+        let stood = stood?;
+        self.hook("pre-restart")?;
+        self.hook("post-restart")?;
+        self.say_online(stood);
+        Ok(())
+    }
+
+    /// Asks it to shut down. A container that does not goes on running, and the backup has failed.
+    fn stop_container(&mut self, power: &ContainerPower, held: &mut Held) -> Result<(), GuestError> {
+        self.job.log.info("stopping virtual guest");
+        self.still_since.set(Some(Instant::now()));
+        self.hook("pre-stop")?;
+        held.note(&Intent::ShutDown { qemu: self.qemu })?;
+        self.restart = true;
+        let patience = Duration::from_secs(60 * self.job.options.stopwait);
+        let off = power.shutdown(patience, self.job.cancel, &mut |line| self.job.log.info(line));
+        if off.is_err() {
+            // It may still be about to end: then it has to be started again, but nobody waits longer than was asked for.
+            held.leaving = patience.clamp(super::vm_run::LINGER, held.leaving.max(super::vm_run::LINGER));
+            self.restart = false;
+        }
+        Ok(off?)
+    }
+
+    /// Starts a container that was stopped for its backup, whatever became of that.
+    fn restart_container(&self, power: &ContainerPower, held: &mut Held) {
+        if !self.restart {
+            return;
+        }
+        let mut restart = || -> Result<(), GuestError> {
+            self.call_hook("pre-restart", false)?;
+            self.job.log.info("restarting vm");
+            if !power.is_running()? {
+                power.start()?;
+            }
+            held.done(&Intent::ShutDown { qemu: self.qemu })?;
+            self.call_hook("post-restart", false)
+        };
+        match (restart(), self.stood_still()) {
+            (Err(error), _) => self.job.log.line(Kind::Bare, &error.to_string()),
+            (Ok(()), None) => {}
+            (Ok(()), Some(seconds)) => self.job.log.info(&format!("guest is online again after {seconds} seconds")),
+        }
+    }
+}
+
+/// As in the log: `75.42M bytes`, where rsync says `75.42M bytes` or, of an older kind, `75.42M`.
+fn in_bytes(transferred: &str) -> String {
+    if transferred.ends_with("bytes") { transferred.to_owned() } else { format!("{transferred} bytes") }
+}

@@ -1,0 +1,133 @@
+//! The place of a guest on the node, by its number: claimed before anything is made, taken by the restored guest at one
+//! instant. Until then the old guest, or none, is there; what is noted in the record on the way undoes the rest.
+
+use super::execute::ExecuteError;
+use crate::guest::conffile::{self, Kind};
+use crate::guest::record::{Intent, Record};
+use crate::guest::recover::{GuestActions, free_unless_named};
+use crate::host::{Host, files};
+use std::io;
+
+/// The lock in the config while the restore runs.
+const LOCK: &str = "create";
+
+/// The number a guest is restored to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seat {
+    /// What is restored.
+    pub kind: Kind,
+    /// The number.
+    pub vmid: u32,
+    /// Whether a guest of this number is replaced.
+    pub overwrite: bool,
+}
+
+/// What takes the place.
+pub(super) struct Restored<'a> {
+    /// The new config.
+    pub config: Vec<u8>,
+    /// Firewall rules that belong to it.
+    pub firewall: Option<&'a [u8]>,
+    /// Volumes of the old guest that go.
+    pub replaced: &'a [String],
+}
+
+impl Seat {
+    /// Puts `lock: create` into the config, or a config with nothing else in its place, so that nobody else makes a guest of
+    /// this number or starts it.
+    ///
+    /// # Errors
+    /// When somebody else was faster, or the guest runs.
+    pub(super) fn claim(
+        self,
+        record: &mut Record,
+        host: &Host,
+        runs: &dyn Fn() -> Result<bool, String>,
+    ) -> Result<(), ExecuteError> {
+        let intent = if self.overwrite { Intent::ConfigLock { lock: LOCK.into() } } else { Intent::NewConfig };
+        let changed = |what: &str| Err(io::Error::other(what.to_owned()));
+        // Looked at before the note: a lock or placeholder that is there already is not ours, and recovery must not take it.
+        let look = |text: Option<&[u8]>| match (text, self.overwrite) {
+            (Some(_), false) => changed("a guest of this id was made meanwhile"),
+            (None, true) => changed("the guest was removed meanwhile"),
+            (Some(text), true) if conffile::lock_of(text).is_some() => changed("the guest was locked meanwhile"),
+            _ => Ok(()),
+        };
+        let mut noted = Ok(());
+        conffile::edit_of(host, self.kind, self.vmid, |text| {
+            look(text.as_deref())?;
+            noted = record.note(&intent);
+            if noted.is_err() {
+                return Ok(None);
+            }
+            Ok(Some(conffile::with_lock(text.as_deref().unwrap_or_default(), Some(LOCK))))
+        })
+        .map_err(|source| self.config_error(source))?;
+        noted?;
+        // With the lock in place nobody can start it any more: what was asked before the archive was opened is asked again.
+        if self.overwrite && runs().map_err(ExecuteError::Step)? {
+            return Err(ExecuteError::Step(running(self.kind).into()));
+        }
+        Ok(())
+    }
+
+    /// Makes the restored guest the one of this number, and takes away what it replaces. Returns the volumes that could not be
+    /// removed.
+    ///
+    /// # Errors
+    /// When it could not: then the old guest, or none, is still there.
+    pub(super) fn commit(
+        self,
+        restored: Restored<'_>,
+        record: &mut Record,
+        host: &Host,
+        actions: &dyn GuestActions,
+        line: &mut dyn FnMut(&str),
+    ) -> Result<Vec<String>, ExecuteError> {
+        let vmid = self.vmid;
+        // Noted while the old config still names them, and so still safe from recovery.
+        for volid in restored.replaced {
+            record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
+        }
+        if let Some(rules) = restored.firewall {
+            if !self.overwrite {
+                record.note(&Intent::NewFirewall)?;
+            }
+            let path = host.path(conffile::firewall_path(vmid));
+            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::replace(&path, rules)).map_err(
+                |e| ExecuteError::Step(format!("writing '{}' failed: {e}", conffile::firewall_path(vmid).display())),
+            )?;
+        }
+        conffile::edit_of(host, self.kind, vmid, |text| {
+            match text.and_then(|text| conffile::lock_of(&text)).as_deref() {
+                Some(LOCK) => Ok(Some(restored.config)),
+                _ => Err(io::Error::other("somebody removed our lock from it during the restore")),
+            }
+        })
+        .map_err(|source| self.config_error(source))?;
+        // From here on the restore has happened; what fails now is reported and left to the record.
+        let mut left = Vec::new();
+        for volid in restored.replaced {
+            match free_unless_named(host, volid, actions) {
+                Ok(_) => line(&format!("replaced volume '{volid}' removed")),
+                Err(e) => {
+                    line(&format!("WARN: replaced volume '{volid}' could not be removed: {e}"));
+                    left.push(volid.clone());
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    fn config_error(self, source: io::Error) -> ExecuteError {
+        ExecuteError::Config { kind: self.kind, vmid: self.vmid, source }
+    }
+}
+
+/// That a guest runs, in the original's words.
+pub(super) fn running(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Vm => "vm is running",
+        Kind::Container => "can't overwrite running container",
+    }
+}

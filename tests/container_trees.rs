@@ -1,0 +1,117 @@
+//! A container's tree, there and back: everything that a file system may hold comes out of a restore as it was.
+
+mod lab;
+
+use anyhow::{Result, ensure};
+use lab::container_node::require_container;
+use lab::nasty::{self, Devices};
+use lab::tree_compare::{count, differences};
+use lab::{Container, Node, mib};
+use std::path::Path;
+
+fn required(test: &str) -> bool {
+    require_container(test) && lab::require(test, &["setfacl", "setfattr", "getfattr", "setcap", "zstd"])
+}
+
+fn small_files() -> u32 {
+    if std::env::var_os("VZKEEP_SOAK").is_some() { 1_000_000 } else { 10_000 }
+}
+
+#[test]
+fn the_comparer_sees_every_difference() -> Result<()> {
+    if !required("the_comparer_sees_every_difference") {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (left, right) = (dir.path().join("left"), dir.path().join("right"));
+    nasty::make(&left, 10, Devices::Yes)?;
+    let copied = std::process::Command::new("cp").arg("-a").arg(&left).arg(&right).status()?;
+    ensure!(copied.success(), "cp failed");
+    assert_eq!(differences(&left, &right, &[])?, Vec::<String>::new());
+    assert!(count(&left)? > 80);
+    let spoils: [(&str, &str); 12] = [
+        ("kinds/empty", "chmod 600"),
+        ("rights/setuid", "chown 7:50"),
+        ("rights/owned link", "chown -h 7"),
+        ("rights/capable", "setcap -r"),
+        ("rights/listed", "setfacl -b"),
+        ("rights/shared directory", "setfacl -k"),
+        ("rights/far", "setfattr -x user.binary"),
+        ("kinds/513", "truncate -s 512"),
+        ("names/two\nlines", "rm"),
+        ("links/three", "sed -i s/x/y/"),
+        ("holes/many holes", "fallocate -l 4M"),
+        ("deep/top", "touch"),
+    ];
+    for (number, (path, spoil)) in spoils.iter().enumerate() {
+        let mut words = spoil.split(' ');
+        let mut command = std::process::Command::new(words.next().unwrap_or_default());
+        ensure!(command.args(words).arg(right.join(path)).status()?.success(), "{spoil} {path}");
+        let found = differences(&left, &right, &[])?;
+        let name = format!("{:?}", Path::new(path));
+        ensure!(found.iter().any(|line| line.starts_with(&name)), "{spoil} {path} is not seen: {found:?}");
+        ensure!(found.len() > number, "{spoil} {path}: {found:?}");
+    }
+    Ok(())
+}
+
+fn there_and_back(unprivileged: bool, compress: &str) -> Result<()> {
+    let container = if unprivileged { Container::new(200).unprivileged() } else { Container::new(200) };
+    let container = container.rootfs(0).subvolume().mp(0, "/mnt/data", 0, "backup=1").subvolume();
+    let node = Node::new()?.container(container.mp(1, "/none", mib(8), ""))?;
+    let (root, data) = (node.ct_volume(200, "rootfs")?, node.ct_volume(200, "mp0")?);
+    let many = if unprivileged { 500 } else { small_files() };
+    for (volume, small) in [(&root, many), (&data, 0)] {
+        if unprivileged {
+            nasty::make_as_container(&volume.join("tree"), small)?;
+        } else {
+            nasty::make(&volume.join("tree"), small, Devices::Yes)?;
+        }
+    }
+    let (archive, _) = node.backup(200, &["--mode", "stop", "--compress", compress])?;
+    let inner = node.inner(&archive).display().to_string();
+    let volumes = ["--rootfs", "local:1", "--mp0", "local:1,mp=/mnt/data"];
+    node.ok("vzkeep", &[&["pct-restore", "201", &inner, "--storage", "local"], &volumes[..]].concat())?;
+    let tree = node.ct_tree(201)?;
+    for (from, to) in [(&root, ""), (&data, "mnt/data")] {
+        let but = ["lost+found", "mnt/data", "diary", "clean-shutdown"];
+        let found = differences(from, &tree.root().join(to), &but)?;
+        ensure!(found.is_empty(), "{to}: {} differences:\n{}", found.len(), found.join("\n"));
+    }
+    Ok(())
+}
+
+#[test]
+fn everything_comes_back() -> Result<()> {
+    if required("everything_comes_back") { there_and_back(false, "zstd") } else { Ok(()) }
+}
+
+#[test]
+fn everything_of_a_container_without_privileges_comes_back() -> Result<()> {
+    let name = "everything_of_a_container_without_privileges_comes_back";
+    if required(name) { there_and_back(true, "gzip") } else { Ok(()) }
+}
+
+#[test]
+fn stock_tar_reads_the_archive() -> Result<()> {
+    if !required("stock_tar_reads_the_archive") {
+        return Ok(());
+    }
+    let node = Node::new()?.container(Container::new(200).rootfs(0).subvolume())?;
+    let root = node.ct_volume(200, "rootfs")?;
+    nasty::make(&root.join("tree"), 100, Devices::Yes)?;
+    for compress in ["zstd", "gzip", "0"] {
+        let (archive, _) = node.backup(200, &["--mode", "stop", "--compress", compress])?;
+        let to = node.path("/tmp/unpacked");
+        std::fs::create_dir(&to)?;
+        let words = ["--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "--sparse", "-C"];
+        let (to_word, from) = (to.display().to_string(), archive.display().to_string());
+        node.ok("tar", &[&["-xpf", &from], &words[..], &[&to_word]].concat())?;
+        ensure!(to.join("etc/vzdump/pct.conf").is_file(), "{compress}: no config");
+        let found = differences(&root, &to, &["lost+found", "etc"])?;
+        ensure!(found.is_empty(), "{compress}: {} differences:\n{}", found.len(), found.join("\n"));
+        std::fs::remove_dir_all(&to)?;
+        std::fs::remove_file(&archive)?;
+    }
+    Ok(())
+}

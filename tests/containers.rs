@@ -1,0 +1,340 @@
+//! Backups of real containers that write meanwhile: what is restored was so at one instant, after a shutdown where the mode
+//! says so; and whatever befalls the run, the container goes on.
+
+mod lab;
+
+use anyhow::{Context, Result, ensure};
+use lab::container_node::require_container;
+use lab::run::Output;
+use lab::{Container, Dice, Node, mib};
+use nix::sys::signal::Signal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The container to which archives are restored, only to be looked at.
+const RESTORED: u32 = 900;
+
+/// A node with container 200: on btrfs, where it can be snapshotted, or in images of a directory.
+fn node(snapshots: bool) -> Result<Node> {
+    let container = Container::new(200).name("ct01").ballast(mib(4));
+    let container = if snapshots {
+        let container = container.rootfs(0).on("bt").subvolume().mp(0, "/data", mib(32), "backup=1").on("bt");
+        container.mp(1, "/logs", 0, "backup=1").on("bt").subvolume()
+    } else {
+        // Copied last: what a copy has to look at before lies between the two diaries.
+        container.rootfs(mib(64)).mp(0, "/volumes/data", mib(32), "backup=1")
+    };
+    let node = Node::new()?;
+    let node = if snapshots { node.btrfs_storage("bt", mib(512))? } else { node };
+    node.container(container.mp(2, "/scratch", mib(8), ""))
+}
+
+fn required(test: &str) -> bool {
+    require_container(test) && lab::require(test, &["mkfs.btrfs", "btrfs", "zstd"])
+}
+
+/// Restores an archive and reads the diaries in it.
+fn restored(node: &Node, archive: &Path) -> Result<lab::diary_check::Instant> {
+    let archive = node.inner(archive).display().to_string();
+    node.ok("vzkeep", &["pct-restore", &RESTORED.to_string(), &archive, "--storage", "local"])?;
+    let found = node.ct_tree(RESTORED)?.check();
+    node.ct_remove(RESTORED)?;
+    Ok(found?)
+}
+
+/// A hook that makes the last copy of suspend mode look at all the ballast once more, which takes longer than an entry.
+fn changing_hook(node: &Node, pid: i32) -> Result<String> {
+    let path = node.path("/tmp/hook");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = pre-stop ]; then /usr/bin/touch /proc/{pid}/root/var/ballast/*/*; fi\nexit 0\n"
+    );
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(path.display().to_string())
+}
+
+fn one_instant(snapshots: bool, mode: &str, words: &[&str]) -> Result<()> {
+    let node = node(snapshots)?;
+    node.ct_start(200)?;
+    let mut dice = Dice::new(mode);
+    for round in 0..2 {
+        std::thread::sleep(Duration::from_millis(dice.below(50)));
+        let before = node.ct_wait(200, 20)?;
+        let pid = node.ct_pid(200)?;
+        let script = changing_hook(&node, pid)?;
+        let (archive, output) = node.backup(200, &["--mode", mode, "--compress", "zstd", "--script", &script])?;
+        output.says(words)?;
+        ensure!(node.ct_pid(200)? == pid, "the container was started again");
+        node.ct_unharmed(200)?;
+        let after = node.ct_wait(200, 1)?;
+        let found = restored(&node, &archive)?;
+        println!("{mode}, round {round}: {found:?}, written {before:?} to {after:?}");
+        ensure!(found.last.iter().zip(&before).all(|(n, least)| n >= least), "{found:?} is older than {before:?}");
+        ensure!(found.last[0] < after[0], "{found:?} is what was there in the end: nothing was written meanwhile");
+        ensure!(found.clean.is_none(), "a running container has no mark of a shutdown");
+        std::fs::remove_file(&archive)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_shows_all_volumes_at_one_instant() -> Result<()> {
+    if !required("a_snapshot_shows_all_volumes_at_one_instant") {
+        return Ok(());
+    }
+    one_instant(true, "snapshot", &["backup mode: snapshot", "creating vzdump archive", "Finished Backup"])
+}
+
+#[test]
+fn suspend_shows_all_volumes_at_one_instant() -> Result<()> {
+    if !required("suspend_shows_all_volumes_at_one_instant") {
+        return Ok(());
+    }
+    let words = ["backup mode: suspend", "starting first sync", "suspending guest", "starting final sync"];
+    one_instant(false, "suspend", &[&words[..], &["resuming guest", "guest is online again after"]].concat())
+}
+
+#[test]
+fn snapshot_falls_back_to_suspend_where_there_are_none() -> Result<()> {
+    if !required("snapshot_falls_back_to_suspend_where_there_are_none") {
+        return Ok(());
+    }
+    let words = ["mode failure - some volumes do not support snapshots", "trying 'suspend' mode instead"];
+    one_instant(false, "snapshot", &[&words[..], &["backup mode: suspend", "resuming guest"]].concat())
+}
+
+#[test]
+fn stop_shows_a_clean_shutdown_and_starts_again() -> Result<()> {
+    if !required("stop_shows_a_clean_shutdown_and_starts_again") {
+        return Ok(());
+    }
+    let node = node(false)?;
+    node.ct_start(200)?;
+    let before = node.ct_wait(200, 20)?;
+    let (archive, output) = node.backup(200, &["--mode", "stop", "--compress", "gzip"])?;
+    output.says(&[
+        "backup mode: stop",
+        "stopping virtual guest",
+        "creating vzdump archive",
+        "restarting vm",
+        "guest is online",
+    ])?;
+    node.ct_unharmed(200)?;
+    let found = restored(&node, &archive)?;
+    ensure!(found.clean == Some(found.last[0]) && found.last[0] == found.last[1], "no clean shutdown: {found:?}");
+    ensure!(found.last[0] >= before[0], "{found:?} is older than {before:?}");
+    Ok(())
+}
+
+#[test]
+fn a_container_that_is_off_stays_off() -> Result<()> {
+    if !required("a_container_that_is_off_stays_off") {
+        return Ok(());
+    }
+    let node = node(false)?;
+    node.ct_start(200)?;
+    node.ct_wait(200, 20)?;
+    node.ct_shutdown(200)?;
+    let (archive, output) = node.backup(200, &["--mode", "snapshot"])?;
+    output.says(&["status = stopped", "backup mode: stop"])?;
+    ensure!(node.ok("pct", &["status", "200"])?.stdout == "status: stopped\n", "it was started");
+    let left = node.ct_leftovers_on_disk(200)?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    ensure!(restored(&node, &archive)?.clean.is_some(), "no clean shutdown");
+    Ok(())
+}
+
+#[test]
+fn volumes_without_backup_are_named() -> Result<()> {
+    if !required("volumes_without_backup_are_named") {
+        return Ok(());
+    }
+    let content = tempfile::tempdir()?;
+    std::fs::write(content.path().join("precious"), "only here")?;
+    let container = Container::new(200).rootfs(mib(16)).mp(0, "/data", mib(8), "").holding(content.path());
+    let node = Node::new()?.container(container.bind(1, "/srv/pool", "/pool", ""))?;
+    let (archive, output) = node.backup(200, &["--mode", "stop"])?;
+    output.says(&[
+        "excluding volume mount point mp0 ('/data') from backup (disabled)",
+        "excluding bind mount point mp1 ('/pool') from backup (not a volume)",
+    ])?;
+    let end = output.stdout.split_once("archive file size").context("no size")?.1;
+    for mount in ["volume mount point mp0 ('/data')", "bind mount point mp1 ('/pool')"] {
+        let named = end.lines().any(|line| line.contains("NOT in this backup") && line.contains(mount));
+        ensure!(named, "{mount} is not named at the end of the log:\n{}", output.stdout);
+    }
+    let mails = std::fs::read_dir(node.path("/var/spool/mails")).into_iter().flatten().flatten();
+    let mails: Vec<String> = mails.map(|mail| std::fs::read_to_string(mail.path())).collect::<Result<_, _>>()?;
+    ensure!(mails.iter().any(|mail| mail.contains("mp0 (")), "the notification does not name it: {mails:?}");
+    let listing = node.ok("tar", &["-tf", &archive.display().to_string()])?.stdout;
+    ensure!(listing.starts_with("./etc/vzdump/pct.conf\n") && !listing.contains("precious"), "{listing}");
+    Ok(())
+}
+
+/// How long a whole backup takes, so that moments in it can be chosen.
+fn whole(node: &Node, mode: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    let (archive, _) = node.backup(200, &["--mode", mode])?;
+    std::fs::remove_file(archive)?;
+    Ok(begun.elapsed())
+}
+
+fn killed_at_any_moment(snapshots: bool, mode: &str) -> Result<()> {
+    let node = node(snapshots)?;
+    node.ct_start(200)?;
+    let mut dice = Dice::new(mode);
+    let whole = whole(&node, mode)?;
+    let rounds = if std::env::var_os("VZKEEP_SOAK").is_some() { 60 } else { 3 };
+    for round in 0..rounds {
+        let moment = Duration::from_micros(dice.below(u64::try_from(whole.as_micros())?));
+        let run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", mode])?;
+        std::thread::sleep(moment);
+        // It may be through already.
+        run.signal(Signal::SIGKILL).unwrap_or_default();
+        run.wait(Duration::from_secs(10))?;
+        let what = format!("{mode}, round {round}, killed after {moment:?}");
+        let (archive, output) = node.backup(200, &["--mode", mode]).context(what.clone())?;
+        node.ct_unharmed(200).with_context(|| format!("{what}:\n{}", output.stdout))?;
+        std::fs::remove_file(&archive)?;
+    }
+    // What is restored after all this is as good as ever.
+    let (archive, _) = node.backup(200, &["--mode", mode])?;
+    restored(&node, &archive).map(drop)
+}
+
+#[test]
+fn killed_in_suspend_mode() -> Result<()> {
+    if required("killed_in_suspend_mode") { killed_at_any_moment(false, "suspend") } else { Ok(()) }
+}
+
+#[test]
+fn killed_in_snapshot_mode() -> Result<()> {
+    if required("killed_in_snapshot_mode") { killed_at_any_moment(true, "snapshot") } else { Ok(()) }
+}
+
+#[test]
+fn killed_in_stop_mode() -> Result<()> {
+    if required("killed_in_stop_mode") { killed_at_any_moment(false, "stop") } else { Ok(()) }
+}
+
+/// A container that is off, in directories, with a file of 16 MiB that takes two seconds to read.
+fn directories() -> Result<(Node, PathBuf)> {
+    let container = Container::new(200).rootfs(0).subvolume().mp(0, "/data", 0, "backup=1").subvolume();
+    let node = Node::new()?.container(container)?;
+    let data = node.ct_volume(200, "mp0")?;
+    std::fs::write(data.join("victim"), vec![b'x'; 16 << 20])?;
+    Ok((node, data))
+}
+
+/// Backs up and does `harm` when `file` is being read.
+fn while_read(node: &Node, file: &Path, harm: impl FnOnce() -> Result<()>) -> Result<Output> {
+    let run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "stop", "--bwlimit", "8192"])?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_open(node, file)? {
+        ensure!(Instant::now() < deadline, "{} is never read: {}", file.display(), run.stdout_so_far()?);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    harm()?;
+    run.wait(Duration::from_secs(60))
+}
+
+/// Whether a `tar` of the node has the file open, under whatever path it sees it.
+fn is_open(node: &Node, file: &Path) -> Result<bool> {
+    let wanted = std::os::unix::fs::MetadataExt::ino(&file.metadata()?);
+    for pid in lab::leash::processes(node.root())? {
+        for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let open = std::fs::metadata(fd.path()).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+            let named = std::fs::read_link(fd.path()).unwrap_or_default();
+            if open.is_ok_and(|inode| inode == wanted) && named.file_name() == file.file_name() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn fails_and_names(node: &Node, output: &Output, name: &str, why: &str) -> Result<()> {
+    ensure!(output.code == 255, "exit {}, not 255:\n{}{}", output.code, output.stdout, output.stderr);
+    let named = output.stdout.lines().any(|line| line.contains(name) && line.contains(why));
+    ensure!(named, "no line has '{name}' and '{why}':\n{}", output.stdout);
+    output.says(&["ERROR: Backup of VM 200 failed"])?;
+    ensure!(node.archives("backup", 200)?.is_empty(), "an archive is left");
+    let left = node.ct_leftovers_on_disk(200)?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_named() -> Result<()> {
+    if !required("a_file_that_shrinks_while_it_is_read_is_named") {
+        return Ok(());
+    }
+    let (node, data) = directories()?;
+    let victim = data.join("victim");
+    let output =
+        while_read(&node, &victim, || Ok(std::fs::OpenOptions::new().write(true).open(&victim)?.set_len(1 << 20)?))?;
+    fails_and_names(&node, &output, "./data/victim", "shrank")
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_named() -> Result<()> {
+    if !required("a_file_that_changes_while_it_is_read_is_named") {
+        return Ok(());
+    }
+    let (node, data) = directories()?;
+    let victim = data.join("victim");
+    let output = while_read(&node, &victim, || {
+        std::io::Write::write_all(&mut std::fs::OpenOptions::new().append(true).open(&victim)?, b"more")?;
+        Ok(())
+    })?;
+    fails_and_names(&node, &output, "./data/victim", "file changed as we read it")
+}
+
+#[test]
+fn a_file_that_vanishes_before_it_is_read_is_named() -> Result<()> {
+    if !required("a_file_that_vanishes_before_it_is_read_is_named") {
+        return Ok(());
+    }
+    let (node, data) = directories()?;
+    // The order of a directory is nobody's promise: whichever of the large ones comes first, the other one goes.
+    let other = data.join("victim2");
+    std::fs::copy(data.join("victim"), &other)?;
+    let first = if read_first(&data)? == "victim" { data.join("victim") } else { other.clone() };
+    let second = if first == other { data.join("victim") } else { other };
+    let output = while_read(&node, &first, || Ok(std::fs::remove_file(&second)?))?;
+    let name = format!("./data/{}", second.file_name().unwrap_or_default().to_string_lossy());
+    fails_and_names(&node, &output, &name, "removed before we read it")
+}
+
+/// The first of the directory's files whose name begins with `victim`.
+fn read_first(dir: &Path) -> Result<String> {
+    let names = std::fs::read_dir(dir)?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.into_iter().find(|name| name.starts_with("victim")).context("no victim")
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() -> Result<()> {
+    if !required("a_file_that_cannot_be_read_is_named") {
+        return Ok(());
+    }
+    let container = Container::new(200).rootfs(mib(32)).mp(0, "/data", 0, "backup=1").on("bt").subvolume();
+    let node = Node::new()?.btrfs_storage("bt", mib(128))?.container(container)?;
+    let pattern = b"this block will be found on the device and spoilt".repeat(2000);
+    let spoilt = node.ct_volume(200, "mp0")?.join("spoilt");
+    std::fs::write(&spoilt, &pattern)?;
+    node.spoil_btrfs("bt", &spoilt)?;
+    let words = ["200", "--storage", "backup", "--compress", "zstd", "--mode"];
+    let output = node.vzdump(&[&words[..], &["stop"]].concat())?;
+    fails_and_names(&node, &output, "./data/spoilt", "Input/output error")?;
+
+    node.ct_start(200)?;
+    for (mode, name) in [("snapshot", "data/spoilt"), ("suspend", "data/spoilt")] {
+        let output = node.vzdump(&[&words[..], &[mode]].concat())?;
+        ensure!(output.code == 255, "{mode}: exit {}:\n{}", output.code, output.stdout);
+        let named = output.stdout.lines().any(|line| line.contains(name) && line.contains("Input/output error"));
+        ensure!(named, "{mode}: not named:\n{}", output.stdout);
+        node.ct_unharmed(200).with_context(|| format!("{mode}:\n{}", output.stdout))?;
+    }
+    ensure!(node.archives("backup", 200)?.is_empty(), "an archive is left");
+    Ok(())
+}
