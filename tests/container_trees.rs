@@ -60,7 +60,8 @@ fn there_and_back(unprivileged: bool, compress: &str) -> Result<()> {
     let container = container.rootfs(0).subvolume().mp(0, "/mnt/data", 0, "backup=1").subvolume();
     let node = Node::new()?.container(container.mp(1, "/none", mib(8), ""))?;
     let (root, data) = (node.ct_volume(200, "rootfs")?, node.ct_volume(200, "mp0")?);
-    for (volume, small) in [(&root, small_files()), (&data, 0)] {
+    let many = if unprivileged { 500 } else { small_files() };
+    for (volume, small) in [(&root, many), (&data, 0)] {
         if unprivileged {
             nasty::make_as_container(&volume.join("tree"), small)?;
         } else {

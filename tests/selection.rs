@@ -125,7 +125,7 @@ fn guests_that_cannot_be_backed_up_fail_where_it_is_seen() -> Result<()> {
          snapshot mode or disable the Service.",
     )?;
     said(&out, "ERROR: Backup of VM 999 failed - unable to find VM '999'")?;
-    said(&out, "ERROR: Backup of VM 120 failed - VM 120 is a container; backing up containers is not supported yet")?;
+    said(&out, "ERROR: Backup of VM 120 failed - the container's config has no 'rootfs'")?;
     ensure!(!out.contains("Starting Backup of VM 100"), "{out}");
     ensure!(backup(&node, &["100"])?.1 == [100], "in snapshot mode it may be backed up");
 

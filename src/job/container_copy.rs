@@ -183,7 +183,7 @@ impl GuestRun<'_> {
                 key: point.key.clone(),
                 mp: point.mp.clone(),
                 source,
-                frozen: snapshot.is_some() || container.config.is_template() || point.is_read_only(),
+                frozen: container.config.is_template(),
                 acl: point.acl(),
             });
         }

@@ -34,10 +34,11 @@ impl GuestRun<'_> {
         let result = self.container_locked(&power, &mut place, &mut held);
         // From here on as the original: the lock goes, what was made for the backup goes, then a container that was stopped runs
         // again. What fails is undone by the release, from the record.
-        let freed = held.unlock().map_err(GuestError::from);
+        if let Err(error) = held.unlock() {
+            self.job.log.warn(&error.to_string());
+        }
         let cleared = self.clear(place, &mut held);
         self.restart_container(&power, &mut held);
-        let result = result.and(freed);
         if let (Ok(()), Err(error)) = (&result, cleared) {
             self.job.log.warn(&error.to_string());
         }
@@ -58,14 +59,16 @@ impl GuestRun<'_> {
         // A killed run may have left it switched off, and taking it switched it on again.
         self.running = power.is_running()?;
         let container = Container::new(self.vmid.get(), ContainerConfig::parse(&self.read_config()?))?;
-        let freezer = if self.running {
+        let mut freezer = None;
+        if self.running {
             let init = power.init()?;
             self.qemu = Some(init);
-            Some(Freezer::of(container.vmid, init)?)
+            if self.mode != Mode::Stop {
+                freezer = Some(Freezer::of(container.vmid, init)?);
+            }
         } else {
             self.mode = Mode::Stop;
-            None
-        };
+        }
         self.paused = freezer.as_ref().map(Freezer::is_frozen).transpose()?.unwrap_or(false);
         let mut snapshots = Vec::new();
         if self.mode == Mode::Snapshot {
@@ -103,10 +106,11 @@ impl GuestRun<'_> {
                 self.hook("backup-start")?;
                 self.copy_tree(&container, &excludes, freezer, place, held)?;
             }
-            (_, None) => self.hook("backup-start")?,
-            (Mode::Stop, Some(_)) => {
+            _ => {
                 self.hook("backup-start")?;
-                self.stop_container(power, held)?;
+                if self.running {
+                    self.stop_container(power, held)?;
+                }
             }
         }
         if self.mode == Mode::Stop && power.is_running()? {
@@ -326,9 +330,6 @@ impl GuestRun<'_> {
 
     /// Asks it to shut down. A container that does not goes on running, and the backup has failed.
     fn stop_container(&mut self, power: &ContainerPower, held: &mut Held) -> Result<(), GuestError> {
-        if self.paused {
-            return Err(GuestError::Paused);
-        }
         self.job.log.info("stopping virtual guest");
         self.still_since.set(Some(Instant::now()));
         self.hook("pre-stop")?;

@@ -62,13 +62,16 @@ pub struct Mount {
     pub mp: String,
     /// What.
     pub source: Mountable,
-    /// Whether nothing of it may change, the journal of its file system included.
+    /// Whether nothing of it may change, the journal of its file system included: a template's, which was unmounted in order.
     pub frozen: bool,
     /// Whether ACLs are switched on or off.
     pub acl: Option<bool>,
 }
 
 type Task = Box<dyn FnOnce(&mut Mounted) -> Box<dyn Any + Send> + Send>;
+
+/// A task, and where its answer goes.
+type Errand = (Task, Sender<Box<dyn Any + Send>>);
 
 /// The places that are mounted, in their order.
 type Mounted = Vec<PathBuf>;
@@ -77,7 +80,7 @@ type Mounted = Vec<PathBuf>;
 #[derive(Debug)]
 pub struct Room {
     host: Host,
-    tasks: Option<Sender<(Task, Sender<Box<dyn Any + Send>>)>>,
+    tasks: Option<Sender<Errand>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -87,7 +90,7 @@ impl Room {
     /// # Errors
     /// When the kernel refuses.
     pub fn open(host: &Host) -> Result<Self, MountError> {
-        let (tasks, todo) = channel::<(Task, Sender<Box<dyn Any + Send>>)>();
+        let (tasks, todo) = channel::<Errand>();
         let (ready, is_ready) = channel();
         let thread = std::thread::spawn(move || {
             let opened = enter();
@@ -238,8 +241,9 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         }
         Mountable::Device(path) | Mountable::Directory(path) => (None, path.clone()),
     };
-    // What is writable is mounted writable, as the original does: a file system that was not unmounted in order needs its journal.
-    if what.frozen {
+    // What may change is mounted writable, as the original does: a file system that was not unmounted in order shows its files
+    // only when its journal is worked off.
+    if what.frozen || kind.is_some() {
         options.push("ro");
     }
     let try_mount = |options: &[&str]| {
@@ -250,15 +254,12 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         }
         finished(command.arg("-o").arg(options.join(",")).arg(&source).arg(at)).map(drop)
     };
-    let done = try_mount(&options);
-    if done.is_ok() || !what.frozen || kind.is_some() {
-        return done.map_err(wrong);
-    }
-    // A snapshot of a file system in use has a journal that cannot be worked off on a device that is not written: ext4 then has
-    // to be told to leave it, and XFS that the same file system is mounted elsewhere.
-    let without = |more: &[&'static str]| try_mount(&[options.as_slice(), more].concat());
-    done.or_else(|first| without(&["noload"]).or_else(|_| without(&["norecovery", "nouuid"])).map_err(|_| first))
-        .map_err(wrong)
+    // XFS has to be told that the original of a snapshot is mounted elsewhere.
+    let also = |first: String| {
+        let options = [options.as_slice(), &["nouuid"]].concat();
+        if kind.is_some() { Err(first) } else { try_mount(&options).map_err(|_| first) }
+    };
+    try_mount(&options).or_else(also).map_err(wrong)
 }
 
 #[cfg(test)]

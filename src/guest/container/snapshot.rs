@@ -1,13 +1,15 @@
-//! Snapshots of a container's volumes by the commands of their storages, always of the name `vzdump`: btrfs, LVM-thin, ZFS, RBD.
+//! Snapshots of a container's volumes by the commands of their storages, always of the name `vzdump`: btrfs, LVM-thin, ZFS.
 //! Each is noted in the guest's record before it is made. One that is there already was left by an earlier run, and is removed
 //! before a new one is made, as the original does.
+//!
+//! Snapshots of images and block devices can be written: a file system that was in use has to work off its journal before it
+//! shows its instant. RBD's cannot, so containers on RBD are copied instead.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::output;
-use crate::config::Storage;
 use crate::guest::recover::Step;
 use crate::host::Host;
 use crate::storage::{VolId, VolumeError, Volumes};
@@ -43,7 +45,7 @@ pub enum SnapshotError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "storage", rename_all = "kebab-case")]
 pub enum StorageSnapshot {
-    /// A read-only copy of a subvolume.
+    /// A copy of a subvolume.
     Btrfs {
         /// The subvolume, as a path of the node.
         subvolume: PathBuf,
@@ -61,13 +63,6 @@ pub enum StorageSnapshot {
     Zfs {
         /// `rpool/data/subvol-200-disk-0`
         dataset: String,
-    },
-    /// A snapshot of an image, mapped by the kernel.
-    Rbd {
-        /// `pool/vm-200-disk-0`, with the namespace between if there is one.
-        image: String,
-        /// How the cluster is found.
-        options: Vec<String>,
     },
 }
 
@@ -111,12 +106,6 @@ impl StorageSnapshot {
                 let name = id.volume.rsplit('/').next().unwrap_or_default();
                 Some(Self::Zfs { dataset: format!("{}/{name}", setting("pool")?) })
             }
-            "rbd" => {
-                let name = id.volume.rsplit('/').next().unwrap_or_default();
-                let mut image = storage.get("pool").unwrap_or("rbd").to_owned();
-                storage.get("namespace").iter().for_each(|namespace| image += &format!("/{namespace}"));
-                Some(Self::Rbd { image: format!("{image}/{name}"), options: rbd_options(storage) })
-            }
             _ => None,
         })
     }
@@ -127,20 +116,20 @@ impl StorageSnapshot {
     /// What the storage's command said.
     pub fn take(&self, host: &Host) -> Result<(), String> {
         match self {
-            Self::Btrfs { subvolume, .. } => {
+            Self::Btrfs { subvolume, image } => {
                 let (from, to) = (host.path(subvolume), host.path(beside(subvolume)));
-                run(host, "btrfs", &["-q", "subvolume", "snapshot", "-r", "--", &text(&from), &text(&to)])
+                let read_only: &[&str] = if image.is_some() { &[] } else { &["-r"] };
+                let (from, to) = (text(&from), text(&to));
+                let words = [&["-q", "subvolume", "snapshot"], read_only, &["--", &from, &to]].concat();
+                run(host, "btrfs", &words)
             }
             Self::LvmThin { group, volume } => {
                 let origin = format!("{group}/{volume}");
-                run(host, "lvcreate", &["-n", &lvm_name(volume), "-pr", "-s", &origin])?;
+                run(host, "lvcreate", &["-n", &lvm_name(volume), "-s", &origin])?;
                 // Snapshots of thin volumes are not activated by themselves.
                 run(host, "lvchange", &["-ay", "-K", &format!("{group}/{}", lvm_name(volume))])
             }
             Self::Zfs { dataset } => run(host, "zfs", &["snapshot", &format!("{dataset}@{NAME}")]),
-            Self::Rbd { image, options } => {
-                rbd(host, options, &["snap", "create", &format!("{image}@{NAME}")]).map(drop)
-            }
         }
     }
 
@@ -156,10 +145,6 @@ impl StorageSnapshot {
                 Mountable::Device(PathBuf::from(format!("/dev/{group}/{}", lvm_name(volume))))
             }
             Self::Zfs { dataset } => Mountable::Zfs(format!("{dataset}@{NAME}")),
-            Self::Rbd { image, options } => {
-                let device = rbd(host, options, &["map", "--read-only", &format!("{image}@{NAME}")])?;
-                Mountable::Device(PathBuf::from(device.trim()))
-            }
         })
     }
 
@@ -179,12 +164,6 @@ impl StorageSnapshot {
                 run(host, "lvremove", &["-f", &format!("{group}/{}", lvm_name(volume))])?
             }
             Self::Zfs { dataset } => run(host, "zfs", &["destroy", &format!("{dataset}@{NAME}")])?,
-            Self::Rbd { image, options } => {
-                let snapshot = format!("{image}@{NAME}");
-                // Whether it is mapped only the attempt tells; if it still is, the removal fails and says so.
-                rbd(host, options, &["unmap", &snapshot]).map(drop).unwrap_or_default();
-                rbd(host, options, &["snap", "rm", &snapshot])?;
-            }
         }
         Ok(Some(format!("removed {self}")))
     }
@@ -208,11 +187,6 @@ impl StorageSnapshot {
                 let names = output(host, "zfs", &["list", "-H", "-t", "snapshot", "-o", "name", "-d", "1", dataset])?;
                 Ok(lists(names, &format!("{dataset}@{NAME}")))
             }
-            Self::Rbd { image, options } => {
-                let listed = rbd(host, options, &["snap", "ls", "--format", "json", image])?;
-                let listed: serde_json::Value = serde_json::from_str(&listed).map_err(|error| error.to_string())?;
-                Ok(listed.as_array().into_iter().flatten().any(|snapshot| snapshot["name"] == NAME))
-            }
         }
     }
 }
@@ -224,7 +198,6 @@ impl std::fmt::Display for StorageSnapshot {
             Self::Btrfs { subvolume, .. } => write!(f, "snapshot '{NAME}' of '{}'", subvolume.display()),
             Self::LvmThin { group, volume } => write!(f, "snapshot '{NAME}' of {group}/{volume}"),
             Self::Zfs { dataset } => write!(f, "snapshot '{NAME}' of {dataset}"),
-            Self::Rbd { image, .. } => write!(f, "snapshot '{NAME}' of {image}"),
         }
     }
 }
@@ -249,26 +222,6 @@ fn run(host: &Host, program: &str, args: &[&str]) -> Result<(), String> {
     output(host, program, args).map(drop)
 }
 
-fn rbd(host: &Host, options: &[String], args: &[&str]) -> Result<String, String> {
-    let words: Vec<&str> = options.iter().map(String::as_str).chain(args.iter().copied()).collect();
-    output(host, "rbd", &words)
-}
-
-/// How the node finds the cluster of a storage: its own, or another one by its monitors.
-fn rbd_options(storage: &Storage) -> Vec<String> {
-    let keyring = format!("/etc/pve/priv/ceph/{}.keyring", storage.id);
-    let mut words = match storage.get("monhost") {
-        Some(monitors) => {
-            let monitors: Vec<&str> = monitors.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
-            vec!["-m".to_owned(), monitors.join(","), "--keyring".to_owned(), keyring]
-        }
-        None => vec!["-c".to_owned(), "/etc/pve/ceph.conf".to_owned()],
-    };
-    let user = storage.get("username").or(storage.get("monhost").map(|_| "admin"));
-    user.iter().for_each(|user| words.extend(["-n".to_owned(), format!("client.{user}")]));
-    words
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,7 +229,7 @@ mod tests {
 
     const STORAGES: &str = "dir: local\n\tpath /var/lib/vz\n\ncephfs: fs\n\tpath /mnt/fs\n\nlvm: thick\n\tvgname pve\n\n\
         lvmthin: thin\n\tvgname pve\n\tthinpool data\n\nzfspool: tank\n\tpool rpool/data\n\n\
-        rbd: ceph\n\tpool one\n\tnamespace ns\n\tmonhost a b\n\nrbd: own\n\n lvmthin: bad\n";
+        rbd: own\n";
 
     #[test]
     fn who_can_and_how_it_is_called() {
@@ -289,11 +242,7 @@ mod tests {
             of("tank:basevol-1-disk-0/subvol-200-disk-0").unwrap().to_string(),
             "snapshot 'vzdump' of rpool/data/subvol-200-disk-0"
         );
-        let Some(StorageSnapshot::Rbd { image, options }) = of("ceph:vm-200-disk-1") else { panic!() };
-        assert_eq!(image, "one/ns/vm-200-disk-1");
-        assert_eq!(options.join(" "), "-m a,b --keyring /etc/pve/priv/ceph/ceph.keyring -n client.admin");
-        let Some(StorageSnapshot::Rbd { image, options }) = of("own:vm-200-disk-1") else { panic!() };
-        assert_eq!((image.as_str(), options.join(" ").as_str()), ("rbd/vm-200-disk-1", "-c /etc/pve/ceph.conf"));
+        assert_eq!(of("own:vm-200-disk-1"), None);
         let snapshot = StorageSnapshot::Btrfs { subvolume: "/a/vm-200-disk-0".into(), image: Some("disk.raw".into()) };
         assert_eq!(snapshot.open(&host).unwrap(), Mountable::Image("/a/vm-200-disk-0@vzdump/disk.raw".into()));
         let text = serde_json::to_string(&snapshot).unwrap();
