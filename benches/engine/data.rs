@@ -33,6 +33,31 @@ pub fn fill(path: &Path, mib: usize) {
     out.into_inner().unwrap().sync_all().unwrap();
 }
 
+/// Makes `directories` of `files` each, together about `mib` MiB: like programs and documents, half of it random.
+pub fn tree(dir: &Path, directories: usize, files: usize, mib: usize) {
+    let mut noise = Noise(0x2545_f491_4f6c_dd1d);
+    let words = words(&mut noise);
+    let largest = 2 * mib * PIECE / (directories * files);
+    for number in 0..directories {
+        let dir = dir.join(directory(number));
+        std::fs::create_dir_all(&dir).unwrap();
+        for file in 0..files {
+            // No two files have anything in common: what compresses is inside of each.
+            let len = noise.below(largest);
+            let mut content: Vec<u8> = (0..len / 16).flat_map(|_| noise.next().to_le_bytes()).collect();
+            while content.len() < len {
+                text(&mut content, &words, &mut noise);
+            }
+            std::fs::write(dir.join(format!("file-{file:03}.dat")), content).unwrap();
+        }
+    }
+}
+
+/// The name of one of them.
+pub fn directory(number: usize) -> String {
+    format!("directory-{number:04}")
+}
+
 /// Brings a file into the page cache, so that every run starts from the same state.
 pub fn warm(path: &Path) {
     let mut file = File::open(path).unwrap();

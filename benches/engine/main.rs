@@ -6,10 +6,11 @@
 //! for data of the full size, to `docs/BENCHMARKS.md`. Needs about 12 GiB in `TMPDIR`; see `scripts/bench`.
 //!
 //!     VZKEEP_BENCH_MIB=256 make bench      a quick look: less data, three rounds
-//!     scripts/bench stopped restore        only these works: stopped plain running restore memory start
+//!     scripts/bench stopped restore        only these works: stopped plain running restore memory start container
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first surprise")]
 
+mod container;
 mod data;
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
@@ -26,6 +27,8 @@ fn main() {
     }
     match words.split_first() {
         Some((first, rest)) if first == "--peak-memory" => measure::print_peak_memory(rest),
+        Some((first, rest)) if first == "--pack-tar" => container::pack(rest),
+        Some((first, rest)) if first == "--unpack-tar" => container::unpack(rest),
         _ => works::run(&words),
     }
 }

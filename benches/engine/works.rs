@@ -1,5 +1,6 @@
 //! The rows of the table: what is measured, against what.
 
+use crate::container::Container;
 use crate::lab::programs;
 use crate::measure::{Runs, interleaved, median, peak_memory};
 use crate::scene::{FIVE, GUEST, SPARSE, Scene};
@@ -14,6 +15,8 @@ const ZSTD2: [&str; 4] = ["--compress", "zstd", "--zstd", "2"];
 const PLAIN: [&str; 2] = ["--compress", "0"];
 
 struct Bench {
+    /// MiB of data.
+    mib: usize,
     scene: Scene,
     rounds: usize,
     rows: Vec<Row>,
@@ -26,12 +29,13 @@ pub fn run(names: &[String]) {
     for program in ["zstd", "cp", "qemu-system-x86_64", "lzop"] {
         assert!(programs::find(program).is_some(), "{program} is missing: run `make setup`");
     }
-    let works: [(&str, Work); 6] = [
+    let works: [(&str, Work); 7] = [
         ("start", start),
         ("stopped", stopped),
         ("plain", plain),
         ("restore", restore),
         ("memory", memory),
+        ("container", container),
         ("running", running),
     ];
     for name in names {
@@ -41,7 +45,7 @@ pub fn run(names: &[String]) {
     assert!(mib >= 64, "VZKEEP_BENCH_MIB must be at least 64");
     let rounds = if mib == FULL { 5 } else { 3 };
     eprintln!("bench: making {mib} MiB of data");
-    let mut bench = Bench { scene: Scene::new(mib), rounds, rows: Vec::new() };
+    let mut bench = Bench { mib, scene: Scene::new(mib), rounds, rows: Vec::new() };
     for (name, work) in works.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)) {
         let begun = Instant::now();
         work(&mut bench);
@@ -163,6 +167,31 @@ fn start(bench: &mut Bench) {
         unit: "s",
         at_most: Some(0.3),
     });
+}
+
+/// The tree has half as much data as the disk.
+fn container(bench: &mut Bench) {
+    let tree = Container::new(bench.mib / 2);
+    let [zstd1, one, zstd2, two] = interleaved(
+        bench.rounds,
+        &|| tree.reset(),
+        [&|| tree.tar_zstd(1), &|| tree.pack(1), &|| tree.tar_zstd(2), &|| tree.pack(2)],
+    );
+    bench.ratio("container's files to .tar.zst, zstd: 1", ("ours", &one), ("tar | zstd -T1", &zstd1), 1.0);
+    bench.ratio("container's files to .tar.zst, zstd: 2", ("ours", &two), ("tar | zstd -T1", &zstd1), 0.8);
+    bench.ratio("the same against zstd -T2", ("ours", &two), ("tar | zstd -T2", &zstd2), 1.0);
+    let archive = tree.path("archive.zst");
+    std::fs::rename(tree.path("ours.zst"), &archive).unwrap();
+    let [x, ours] = interleaved(bench.rounds, &|| tree.reset(), [&|| tree.tar_x(&archive), &|| tree.unpack(&archive)]);
+    // What was unpacked is right, too.
+    crate::measure::once({
+        let mut diff = std::process::Command::new("diff");
+        diff.arg("-r").arg(tree.path("tree")).arg(tree.path("unpacked"));
+        diff
+    });
+    bench.ratio("container's files unpacked", ("ours", &ours), ("tar --zstd -x", &x), 1.05);
+    let [t, list] = interleaved(bench.rounds, &|| {}, [&|| tree.tar_t(&archive), &|| tree.list(&archive)]);
+    bench.ratio("listing one directory of it", ("vzkeep list", &list), ("tar --zstd -t", &t), 0.05);
 }
 
 /// Last: the guest's witness writes into the disk.

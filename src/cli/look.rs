@@ -58,7 +58,7 @@ enum Failed {
 
 fn answer(path: &Path, work: impl FnOnce(&TarArchive) -> Result<(), Failed>) -> ExitCode {
     let host = Host::from_env();
-    let path = host.path(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let path = host.path(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
     let opened = TarArchive::open(&host, &path, &Cancel::new());
     let done = opened.map_err(|e| Failed::Member(e.into())).and_then(|archive| {
         let done = work(&archive);

@@ -97,4 +97,8 @@ pub(super) fn watch(stop: &Stop, cancel: &Cancel, input: Option<&Cancel>, done: 
             _ => break,
         }
     }
+    // Nobody needs it any more, and who waits for it would be waited for.
+    if let Some(input) = input {
+        input.set();
+    }
 }

@@ -194,7 +194,7 @@ fn start<'scope, 'env>(
         "write".to_owned(),
         Box::new(move || {
             let _done: Sender<()> = done_sender;
-            write(shared, sink, &ready, &give_slot)
+            stop.told(write(shared, sink, &ready, &give_slot))
         }),
     )?;
     Ok(done)

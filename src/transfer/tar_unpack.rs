@@ -48,6 +48,8 @@ impl Shared<'_> {
 /// input of GNU tar. Nothing of a member that is refused is written. `bwlimit` bounds the bytes of tar data per second.
 /// `progress` is called every 50 ms by the calling thread.
 ///
+/// How the program that reads `output` ended is for the caller to see: it may have failed although all was written.
+///
 /// The wish to stop is honoured within about 100 ms when `output` is a [`Output::Fd`].
 ///
 /// # Errors
@@ -112,9 +114,9 @@ pub fn unpack_tar(
         let mut tick = || progress(&shared.counters.progress());
         pool::watch(stop, cancel, Some(&input_stop), &done, &mut tick);
     });
-    let summary = TarSummary { progress: shared.counters.progress(), note: None };
-    drop(shared);
+    let Shared { counters, .. } = shared;
     stop.into_result()?;
+    let summary = TarSummary { progress: counters.progress(), note: None };
     progress(&summary.progress);
     Ok(summary)
 }

@@ -130,8 +130,7 @@ impl TarArchive {
                 found.insert(name.to_vec(), (offset, listed));
             }
         };
-        let from_table = self.from_table(&prefix)?;
-        if let Some(entries) = from_table {
+        if let Some(entries) = self.table_entries(&prefix)? {
             for entry in &entries {
                 if let Some(name) = entry.key.strip_prefix(prefix.as_slice()) {
                     add(name, entry.offset, entry.kind, entry.size);
@@ -169,15 +168,12 @@ impl TarArchive {
     pub fn read(&self, member: &[u8]) -> Result<(impl Read + use<>, u64), MemberError> {
         let asked = normal(member);
         let (mut member, mut data) = self.find(&asked)?;
-        // Hard links lead to a member before them; two names that lead to each other lead nowhere.
-        for _ in 0..16 {
-            if member.kind != Kind::HardLink {
-                break;
-            }
-            let before = member.offset;
+        // A hard link leads to a member before it. What comes behind it is another file of that name, or a circle.
+        while member.kind == Kind::HardLink {
+            let link = member.offset;
             (member, data) = self.find(&normal(&member.link))?;
-            if member.offset >= before {
-                break;
+            if member.offset >= link {
+                return Err(self.unfit(&asked, "a hard link whose file is not before it"));
             }
         }
         match member.kind {
@@ -203,7 +199,7 @@ impl TarArchive {
     /// The member of this normal name, and its data.
     fn find(&self, name: &[u8]) -> Result<(Member, io::Take<Box<dyn Read + Send>>), MemberError> {
         let key = table::key(name);
-        if let Some(entries) = self.from_table(&key)? {
+        if let Some(entries) = self.table_entries(&key)? {
             let last = entries.iter().filter(|entry| entry.key == key).max_by_key(|entry| entry.offset);
             if let Some(entry) = last {
                 match self.at(entry.offset) {
@@ -229,7 +225,7 @@ impl TarArchive {
     }
 
     /// The entries whose keys begin with `prefix`; none when the table cannot tell.
-    fn from_table(&self, prefix: &[u8]) -> Result<Option<Vec<Entry>>, ArchiveError> {
+    fn table_entries(&self, prefix: &[u8]) -> Result<Option<Vec<Entry>>, ArchiveError> {
         let Store::Frames(indexed, Some(root)) = &self.store else { return Ok(None) };
         // Keys in the root are cut: only one that is smaller within that length is the key of a block that begins before.
         let within = &prefix[..prefix.len().min(table::ROOT_KEY)];
@@ -307,12 +303,12 @@ impl TarArchive {
         let mut buf = vec![0; PIECE];
         loop {
             // Headers are few and far between: where that is possible, data is passed over.
-            if let Store::Plain(file) = &self.store {
-                if walker.skippable() > 0 {
-                    walker.skip(walker.skippable());
-                    let file = file.try_clone().map_err(|e| self.failed(ArchiveCause::Open(e)))?;
-                    data = Box::new(At { file, offset: walker.offset() });
-                }
+            if let Store::Plain(file) = &self.store
+                && walker.skippable() > 0
+            {
+                walker.skip(walker.skippable());
+                let file = file.try_clone().map_err(|e| self.failed(ArchiveCause::Open(e)))?;
+                data = Box::new(At { file, offset: walker.offset() });
             }
             let most = if matches!(self.store, Store::Plain(_)) { 16 * BLOCK } else { PIECE };
             let count = match data.read(&mut buf[..most]) {

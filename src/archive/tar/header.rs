@@ -69,26 +69,30 @@ impl<'a> Header<'a> {
 
     /// The first pieces of an old GNU sparse header, and whether blocks with more follow.
     pub(super) fn pieces(&self) -> Result<(Vec<(u64, u64)>, bool), String> {
-        Ok((pieces(&self.0[386..482])?, self.0[482] != 0))
+        pieces(&self.0[386..482], self.0[482])
     }
 }
 
 /// The pieces in a block that extends an old GNU sparse header, and whether more follow.
 pub(super) fn more_pieces(block: &[u8; BLOCK]) -> Result<(Vec<(u64, u64)>, bool), String> {
-    Ok((pieces(&block[..504])?, block[504] != 0))
+    pieces(&block[..504], block[504])
 }
 
-fn pieces(bytes: &[u8]) -> Result<Vec<(u64, u64)>, String> {
+/// GNU tar does not look at the flag that more follow when there is room left in front of it.
+fn pieces(bytes: &[u8], more: u8) -> Result<(Vec<(u64, u64)>, bool), String> {
     let mut found = Vec::new();
     for entry in bytes.chunks_exact(24) {
         // The first one without a length field is the end.
         if entry[12] == 0 {
+            if more != 0 {
+                return Err("the map of a sparse file goes on behind its end".to_owned());
+            }
             break;
         }
         let number = |bytes| number(bytes).map_err(|why| format!("a piece of the sparse file {why}"));
         found.push((number(&entry[..12])?, number(&entry[12..])?));
     }
-    Ok(found)
+    Ok((found, more != 0))
 }
 
 /// Up to the first NUL.

@@ -6,6 +6,7 @@
 
 mod archive;
 mod header;
+mod map;
 mod pax;
 mod source;
 mod sparse;

@@ -12,14 +12,16 @@ pub(super) struct Records {
     sparse_name: Option<Vec<u8>>,
     sparse_size: Option<u64>,
     version: (u64, u64),
-    pieces: Option<Vec<(u64, u64)>>,
+    /// Pieces announced, of the formats 0.0 and 0.1.
+    announced: Option<u64>,
+    pieces: Vec<(u64, u64)>,
     piece_at: Option<u64>,
     pub(super) is_sparse: bool,
 }
 
 impl Records {
-    /// Reads `LENGTH KEY=VALUE\n` after each other. `maps` keeps the pieces of sparse files of the formats 0.0 and 0.1.
-    pub(super) fn parse(mut text: &[u8], maps: bool) -> Result<Self, String> {
+    /// Reads `LENGTH KEY=VALUE\n` after each other.
+    pub(super) fn parse(mut text: &[u8]) -> Result<Self, String> {
         let mut records = Self::default();
         while !text.is_empty() {
             let bad = || "an extended header has a record that is none".to_owned();
@@ -27,13 +29,13 @@ impl Records {
             let len = decimal(&text[..space]).and_then(|len| usize::try_from(len).ok()).ok_or_else(bad)?;
             let record = text.get(space + 1..len).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(bad)?;
             let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(bad)?;
-            records.take(&record[..equals], &record[equals + 1..], maps)?;
+            records.take(&record[..equals], &record[equals + 1..])?;
             text = &text[len..];
         }
         Ok(records)
     }
 
-    fn take(&mut self, key: &[u8], value: &[u8], maps: bool) -> Result<(), String> {
+    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let number = || {
             decimal(value).ok_or_else(|| {
                 format!("'{}' in an extended header is no number: '{}'", key.escape_ascii(), value.escape_ascii())
@@ -51,22 +53,20 @@ impl Records {
                     b"size" | b"realsize" => self.sparse_size = Some(number()?),
                     b"major" => self.version.0 = number()?,
                     b"minor" => self.version.1 = number()?,
+                    b"numblocks" if self.announced.is_some() => return Err("a sparse file has two maps".to_owned()),
+                    b"numblocks" => self.announced = Some(number()?),
                     b"offset" => self.piece_at = Some(number()?),
                     b"numbytes" => {
-                        let len = number()?;
                         let at = self.piece_at.take().ok_or("a piece of a sparse file has no offset")?;
-                        self.piece(maps, at, len);
+                        self.piece(at, number()?)?;
                     }
+                    b"map" if value.is_empty() => {}
                     b"map" => {
-                        self.pieces.get_or_insert_default();
-                        if value.is_empty() {
-                            return Ok(());
-                        }
                         let mut numbers = value.split(|byte| *byte == b',').map(decimal);
                         while let Some(at) = numbers.next() {
                             let pair = at.zip(numbers.next().flatten());
                             let (at, len) = pair.ok_or("the map of a sparse file has something that is no number")?;
-                            self.piece(maps, at, len);
+                            self.piece(at, len)?;
                         }
                     }
                     _ => {}
@@ -76,11 +76,13 @@ impl Records {
         Ok(())
     }
 
-    fn piece(&mut self, maps: bool, at: u64, len: u64) {
-        let pieces = self.pieces.get_or_insert_default();
-        if maps {
-            pieces.push((at, len));
+    fn piece(&mut self, at: u64, len: u64) -> Result<(), String> {
+        // GNU tar takes as many as were announced before them.
+        if self.announced.is_none_or(|announced| self.pieces.len() as u64 >= announced) {
+            return Err("a sparse file has more pieces than it announces".to_owned());
         }
+        self.pieces.push((at, len));
+        Ok(())
     }
 
     /// The name these records give. That of a sparse file counts more: `path` is a stopgap for other programs.
@@ -94,10 +96,12 @@ impl Records {
             return Ok(None);
         }
         let size = self.sparse_size.ok_or("a sparse file without its size")?;
-        match (self.version, self.pieces.take()) {
-            ((1, 0), None) => Ok(Some((Layout::MapInData, size))),
-            ((0, _), pieces) => Ok(Some((Layout::Pieces(pieces.unwrap_or_default()), size))),
-            ((major, minor), _) => Err(format!("a sparse file of the unknown format {major}.{minor}")),
+        let pieces = std::mem::take(&mut self.pieces);
+        match self.version {
+            (1, 0) if self.announced.is_none() => Ok(Some((Layout::MapInData, size))),
+            (0, _) if self.announced == Some(pieces.len() as u64) => Ok(Some((Layout::Pieces(pieces), size))),
+            (0, _) => Err("a sparse file has fewer pieces than it announces".to_owned()),
+            (major, minor) => Err(format!("a sparse file of the unknown format {major}.{minor}")),
         }
     }
 }

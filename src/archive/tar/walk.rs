@@ -5,6 +5,7 @@
 //! would not be what is unpacked.
 
 use super::header::{Header, Magic, more_pieces};
+use super::map::{MapCheck, Tally};
 use super::pax::Records;
 use super::{BLOCK, Kind, Layout, Member, TarError};
 
@@ -20,7 +21,9 @@ enum State {
     /// A header.
     Header,
     /// More pieces of an old GNU sparse file.
-    Pieces(Box<Member>),
+    Pieces(Box<(Member, Tally)>),
+    /// The map of a sparse file in front of its data.
+    Map(Box<MapCheck>),
     /// Text that belongs to the next member, and what fills its last block.
     Text { of: Text, left: u64, fill: u64 },
     /// Data.
@@ -128,6 +131,17 @@ impl Walker {
                     bytes = &bytes[count..];
                     self.skip(count as u64);
                 }
+                State::Map(map) => {
+                    let taken = map.take(bytes[0]);
+                    let left = taken.map_err(|what| TarError::Damaged { offset: self.offset, what })?;
+                    self.offset += 1;
+                    bytes = &bytes[1..];
+                    match left {
+                        None => {}
+                        Some(0) => self.state = State::Header,
+                        Some(left) => self.state = State::Data(left),
+                    }
+                }
                 State::End => {
                     if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
                         let what = "there is more behind the mark that ends an archive".to_owned();
@@ -181,9 +195,10 @@ impl Walker {
     }
 
     fn block_is_complete(&mut self, block: &[u8; BLOCK]) -> Result<Option<Member>, TarError> {
-        if let State::Pieces(member) = std::mem::replace(&mut self.state, State::Header) {
+        if let State::Pieces(sparse) = std::mem::replace(&mut self.state, State::Header) {
+            let (member, tally) = *sparse;
             let (pieces, more) = more_pieces(block).map_err(|what| self.damaged(what))?;
-            return self.sparse(*member, &pieces, more);
+            return self.sparse(member, tally, pieces, more);
         }
         let at = self.offset - BLOCK as u64;
         if block.iter().all(|byte| *byte == 0) {
@@ -226,9 +241,9 @@ impl Walker {
         match of {
             Text::Name => self.name = Some(without_end(text)),
             Text::Link => self.link = Some(without_end(text)),
-            Text::Local => self.local = Some(Records::parse(&text, self.maps).map_err(damaged)?),
+            Text::Local => self.local = Some(Records::parse(&text).map_err(damaged)?),
             Text::Global => {
-                let mut said = Records::parse(&text, false).map_err(damaged)?;
+                let mut said = Records::parse(&text).map_err(damaged)?;
                 if said.is_sparse {
                     return Err(damaged("a global header makes all files sparse".to_owned()));
                 }
@@ -295,28 +310,42 @@ impl Walker {
             let (size, (pieces, more)) = said.map_err(|what| self.damaged(what))?;
             member.size = size;
             member.layout = Layout::Pieces(Vec::new());
-            return self.sparse(member, &pieces, more);
+            return self.sparse(member, Tally::default(), pieces, more);
         }
         if let (Some((layout, size)), Kind::File) = (sparse, kind) {
-            member.layout = layout;
             member.size = size;
+            if let Layout::Pieces(pieces) = layout {
+                member.layout = Layout::Pieces(Vec::new());
+                return self.sparse(member, Tally::default(), pieces, false);
+            }
+            member.layout = layout;
         }
         self.data_of(member).map(Some)
     }
 
-    fn sparse(&mut self, mut member: Member, pieces: &[(u64, u64)], more: bool) -> Result<Option<Member>, TarError> {
-        if let Layout::Pieces(all) = &mut member.layout {
-            if self.maps {
-                if all.len() + pieces.len() > MOST_PIECES {
-                    return Err(self.damaged(format!("a sparse file has more than {MOST_PIECES} pieces")));
-                }
-                all.extend_from_slice(pieces);
+    fn sparse(
+        &mut self,
+        mut member: Member,
+        mut tally: Tally,
+        pieces: Vec<(u64, u64)>,
+        more: bool,
+    ) -> Result<Option<Member>, TarError> {
+        for (at, len) in &pieces {
+            tally.add(*at, *len, member.size).map_err(|what| self.damaged(what))?;
+        }
+        if let Layout::Pieces(all) = &mut member.layout
+            && self.maps
+        {
+            if all.len() + pieces.len() > MOST_PIECES {
+                return Err(self.damaged(format!("a sparse file has more than {MOST_PIECES} pieces")));
             }
+            all.extend(pieces);
         }
         if more {
-            self.state = State::Pieces(Box::new(member));
+            self.state = State::Pieces(Box::new((member, tally)));
             return Ok(None);
         }
+        tally.fills(member.stored).map_err(|what| self.damaged(what))?;
         member.data = self.offset;
         self.data_of(member).map(Some)
     }
@@ -325,7 +354,11 @@ impl Walker {
         let len = member.stored.checked_next_multiple_of(BLOCK as u64);
         let len = len.filter(|len| self.offset.checked_add(*len).is_some_and(|end| end < 1 << 63));
         match len {
+            Some(0) if member.layout == Layout::MapInData => return Err(self.damaged("a sparse file without its map")),
             Some(0) => self.state = State::Header,
+            Some(_) if member.layout == Layout::MapInData => {
+                self.state = State::Map(Box::new(MapCheck::new(member.size, member.stored)));
+            }
             Some(len) => self.state = State::Data(len),
             None => return Err(self.damaged(format!("a member says it has {} bytes", member.stored))),
         }
