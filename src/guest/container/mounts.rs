@@ -70,6 +70,9 @@ pub struct Mount {
 
 type Task = Box<dyn FnOnce(&mut Mounted) -> Box<dyn Any + Send> + Send>;
 
+/// A task, and where its answer goes.
+type Errand = (Task, Sender<Box<dyn Any + Send>>);
+
 /// The places that are mounted, in their order.
 type Mounted = Vec<PathBuf>;
 
@@ -77,7 +80,7 @@ type Mounted = Vec<PathBuf>;
 #[derive(Debug)]
 pub struct Room {
     host: Host,
-    tasks: Option<Sender<(Task, Sender<Box<dyn Any + Send>>)>>,
+    tasks: Option<Sender<Errand>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -87,7 +90,7 @@ impl Room {
     /// # Errors
     /// When the kernel refuses.
     pub fn open(host: &Host) -> Result<Self, MountError> {
-        let (tasks, todo) = channel::<(Task, Sender<Box<dyn Any + Send>>)>();
+        let (tasks, todo) = channel::<Errand>();
         let (ready, is_ready) = channel();
         let thread = std::thread::spawn(move || {
             let opened = enter();
