@@ -3,24 +3,25 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::sys::statfs::{self, FsType, statfs};
-use nix::unistd::Pid;
 
 use super::guest_run::{GuestError, GuestRun};
 use crate::config::MountPoint;
 use crate::guest::container::mounts::{Mount, Room};
 use crate::guest::container::snapshot::{Mountable, SnapshotError, StorageSnapshot};
-use crate::guest::container::tree::{Complaints, Excludes, Tar, TreeError, verdict, wait};
+use crate::guest::container::tree::{self, Complaints, Excludes, Tar, TreeError, verdict, wait};
 use crate::guest::container::{Container, mount_place};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
 use crate::guest::vm::VmError;
 use crate::host::child;
 use crate::schema::Mode;
+use crate::storage::{VolId, mount_of};
 use crate::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, TransferError, pack_tar};
 
 /// How long `tar` may take to end after its output has.
@@ -177,7 +178,7 @@ impl GuestRun<'_> {
                 Some((_, snapshot)) => snapshot
                     .open(self.job.host)
                     .map_err(|reason| SnapshotError::Command { volid: volid.to_owned(), reason })?,
-                None => self.volume(volid)?,
+                None => self.volume(point, volid)?,
             };
             mounts.push(Mount {
                 key: point.key.clone(),
@@ -191,15 +192,27 @@ impl GuestRun<'_> {
     }
 
     /// A volume of a container that is off.
-    fn volume(&self, volid: &str) -> Result<Mountable, GuestError> {
+    fn volume(&self, point: &MountPoint, volid: &str) -> Result<Mountable, GuestError> {
         use std::os::unix::fs::FileTypeExt;
         let path = self.job.volumes.path(volid)?;
+        // The directory of a dataset that is not mounted is empty, and so would be the backup.
+        let empty = || std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
+        if path.is_dir() && (self.is_unmounted_dataset(volid, &path) || (point.key == "rootfs" && empty())) {
+            return Err(GuestError::NotMounted { volid: volid.to_owned(), path });
+        }
         let found = path.metadata().map_err(|_| VmError::NoVolume(volid.to_owned()))?.file_type();
         Ok(match found {
             kind if kind.is_dir() => Mountable::Directory(path),
             kind if kind.is_block_device() => Mountable::Device(path),
             _ => Mountable::Image(path),
         })
+    }
+
+    fn is_unmounted_dataset(&self, volid: &str, path: &Path) -> bool {
+        let id = volid.parse::<VolId>().ok();
+        let storage = id.and_then(|id| self.job.volumes.storage(&id.storage).ok());
+        storage.is_some_and(|storage| storage.kind == "zfspool")
+            && !path.canonicalize().and_then(|path| Ok(mount_of(&path)? == path)).unwrap_or(false)
     }
 
     /// Runs `tar` in the room, its output into the archive.
@@ -224,12 +237,12 @@ impl GuestRun<'_> {
         // What tar makes is wrong because tar failed; what cannot be written is not tar's fault, and it is sent home.
         let is_tars = matches!(packed, Ok(_) | Err(GuestError::Transfer(TransferError::Tar { .. })));
         if !is_tars {
-            let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
-            child::signal_group(group, Signal::SIGKILL).map_err(start)?;
+            child::signal_group(tree::group(&child), Signal::SIGKILL).map_err(start)?;
         }
         let status = wait(&mut child, END).map_err(start)?;
         let said = said.end();
-        if is_tars {
+        // A tar that nobody listened to any more is not the cause.
+        if is_tars && !(packed.is_err() && status.signal() == Some(libc::SIGPIPE)) {
             verdict("tar", status, &said)?;
         }
         let summary = packed?;

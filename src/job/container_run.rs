@@ -5,6 +5,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
 use super::container_copy::Place;
 use super::guest_run::{GuestError, GuestRun};
 use super::hooks::describe::GuestFacts;
@@ -22,6 +24,8 @@ use crate::schema::Mode;
 
 /// How long a container may stand still while its storages make snapshots.
 const SNAPSHOT_FREEZE: Duration = Duration::from_secs(60);
+/// How long writing back what its file systems hold may take.
+const FLUSH: Duration = Duration::from_secs(20);
 /// How long the first copy may take; the container runs meanwhile.
 const FIRST_COPY: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -104,7 +108,7 @@ impl GuestRun<'_> {
             }
             (Mode::Suspend, Some(freezer)) => {
                 self.hook("backup-start")?;
-                self.copy_tree(&container, &excludes, freezer, place, held)?;
+                self.copy_tree(&container, &excludes, (power, freezer), place, held)?;
             }
             _ => {
                 self.hook("backup-start")?;
@@ -266,16 +270,20 @@ impl GuestRun<'_> {
         self.hook("post-restart")
     }
 
-    /// Asks the kernel to write what the container's file systems hold back. What fails is no loss: the snapshot is then as
-    /// after a power failure.
+    /// Asks the kernel to write what the container's file systems hold back. What fails, or takes too long, is no loss: the
+    /// snapshot is then as after a power failure.
     fn flush(&self, snapshots: &[(MountPoint, StorageSnapshot)]) {
         let Some(init) = self.qemu else { return };
-        for (point, _) in snapshots {
-            let path = format!("/proc/{init}/root{}", point.mp);
-            if let Ok(dir) = std::fs::File::open(path) {
-                nix::unistd::syncfs(&dir).unwrap_or_default();
+        let points: Vec<String> = snapshots.iter().map(|(point, _)| point.mp.clone()).collect();
+        let (done, is_done) = std::sync::mpsc::channel();
+        // A storage that hangs keeps this thread, and nobody else.
+        std::thread::spawn(move || {
+            for mp in points {
+                flush_mount(init, &mp).unwrap_or_default();
             }
-        }
+            done.send(()).unwrap_or_default();
+        });
+        is_done.recv_timeout(FLUSH).unwrap_or_default();
     }
 
     /// Two copies: a long one while it runs, a short one of what changed meanwhile while it stands still.
@@ -283,7 +291,7 @@ impl GuestRun<'_> {
         &self,
         container: &Container,
         excludes: &Excludes,
-        freezer: &Freezer,
+        (power, freezer): (&ContainerPower, &Freezer),
         place: &Place,
         held: &mut Held,
     ) -> Result<(), GuestError> {
@@ -298,27 +306,36 @@ impl GuestRun<'_> {
             attributes: place.attributes,
             bwlimit: job.options.bwlimit,
         };
-        let told = |line: &str| log.info(line);
-        let copy = |text: &str, first: bool, most: Duration| {
+        let copy = |text: &str, first: bool, most: Duration, said: &mut Vec<String>| {
             // A link in the container would lead the copy to files of the node.
             for point in container.included() {
                 mounts::check_inside(Path::new(&root), &point.key, &point.mp)?;
             }
             let begun = Instant::now();
-            let transferred = sync.run(job.host, first, most, job.cancel, &told)?;
+            let transferred = sync.run(job.host, first, most, job.cancel, said)?;
             let seconds = begun.elapsed().as_secs();
             Ok::<_, GuestError>(format!("{text} sync finished - transferred {} in {seconds}s", in_bytes(&transferred)))
         };
         let starting = |text: &str| log.info(&format!("starting {text} sync {root}/ to {}", place.tree.display()));
+        let tell = |said: &mut Vec<String>| said.drain(..).for_each(|line| log.info(&line));
+        let mut said = Vec::new();
         starting("first");
-        log.info(&copy("first", true, FIRST_COPY)?);
+        let copied = copy("first", true, FIRST_COPY, &mut said);
+        tell(&mut said);
+        log.info(&copied?);
         log.info("suspending guest");
         self.hook("pre-stop")?;
         starting("final");
         let most = Duration::from_secs(60 * job.options.stopwait.max(1));
         let frozen = self.freeze_container(freezer, most, held)?;
-        let copied = copy("final", false, most);
+        // The number of its first process may be another's by now.
+        let same = power
+            .init()
+            .map_err(GuestError::from)
+            .and_then(|init| if Some(init) == self.qemu { Ok(()) } else { Err(GuestError::StartedAnew(self.vmid)) });
+        let copied = same.and_then(|()| copy("final", false, most, &mut said));
         let stood = self.thaw_container(freezer, frozen, held);
+        tell(&mut said);
         log.info(&copied?);
         log.info("resuming guest");
         let stood = stood?;
@@ -365,6 +382,22 @@ impl GuestRun<'_> {
             (Ok(()), Some(seconds)) => self.job.log.info(&format!("guest is online again after {seconds} seconds")),
         }
     }
+}
+
+/// Flushes the file system at `mp` in the container whose first process is `init`. The container may put anything there: no link
+/// is followed, and only a directory is opened.
+fn flush_mount(init: u32, mp: &str) -> nix::Result<()> {
+    let root = nix::fcntl::open(
+        format!("/proc/{init}/root").as_str(),
+        OFlag::O_PATH | OFlag::O_DIRECTORY,
+        nix::sys::stat::Mode::empty(),
+    )?;
+    let below = mp.trim_start_matches('/');
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let dir = openat2(&root, if below.is_empty() { "." } else { below }, how)?;
+    nix::unistd::syncfs(&dir)
 }
 
 /// As in the log: `75.42M bytes`, where rsync says `75.42M bytes` or, of an older kind, `75.42M`.

@@ -89,7 +89,11 @@ pub(super) enum GuestError {
     #[error("{what}, which an earlier run left, cannot be removed: {reason}")]
     LeftOver { what: String, reason: String },
     #[error(transparent)]
-    Freeze(#[from] FreezeError),
+    Freeze(FreezeError),
+    #[error("volume '{volid}' is not mounted: '{path}' is empty or on another file system", path = path.display())]
+    NotMounted { volid: String, path: PathBuf },
+    #[error("CT {0} was started anew while it was backed up")]
+    StartedAnew(Vmid),
     #[error(transparent)]
     Mount(#[from] MountError),
     #[error(transparent)]
@@ -131,6 +135,12 @@ impl From<PowerError> for GuestError {
 impl From<ContainerPowerError> for GuestError {
     fn from(error: ContainerPowerError) -> Self {
         if matches!(error, ContainerPowerError::Interrupted) { Self::Interrupted } else { Self::ContainerPower(error) }
+    }
+}
+
+impl From<FreezeError> for GuestError {
+    fn from(error: FreezeError) -> Self {
+        if matches!(error, FreezeError::Interrupted) { Self::Interrupted } else { Self::Freeze(error) }
     }
 }
 

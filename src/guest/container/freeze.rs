@@ -27,6 +27,9 @@ pub enum FreezeError {
         /// Its first process.
         pid: u32,
     },
+    /// The job was told to stop meanwhile; it runs on.
+    #[error("interrupted by signal")]
+    Interrupted,
     /// Some process did not stop.
     #[error("CT {0} could not be frozen in time; it runs on")]
     Slow(u32),
@@ -98,7 +101,7 @@ impl Freezer {
         while !self.is_frozen()? {
             if Instant::now() > give_up || cancel.is_set() {
                 frozen.thaw()?;
-                return Err(FreezeError::Slow(self.vmid));
+                return Err(if cancel.is_set() { FreezeError::Interrupted } else { FreezeError::Slow(self.vmid) });
             }
             std::thread::sleep(TICK);
         }

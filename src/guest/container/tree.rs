@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use std::sync::PoisonError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use regex::Regex;
 
 use crate::config::IdMap;
@@ -145,11 +148,12 @@ impl Tar<'_> {
             for map in self.id_map {
                 command.args(["-m", &map.to_string()]);
             }
-            command.args(["--", "tar"]);
+            // It forks: what it started would outlive it, with the volumes mounted.
+            command.args(["--", "setpriv", "--pdeathsig", "KILL", "tar"]);
             command
         };
         // Its complaints are read by people and by us.
-        command.args(self.words()).env("LC_ALL", "C");
+        command.args(self.words()).env("LC_ALL", "C").process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -219,7 +223,8 @@ pub fn verdict(program: &'static str, ended: std::process::ExitStatus, said: &[S
     Err(TreeError::Failed { program, how, said })
 }
 
-/// Waits for a child that has closed its output; one that does not end is killed.
+/// Waits for a child with a process group of its own that has closed its output; one that does not end is killed, with all it
+/// started.
 ///
 /// # Errors
 /// When it cannot be waited for.
@@ -230,11 +235,17 @@ pub fn wait(child: &mut Child, patience: Duration) -> std::io::Result<std::proce
             return Ok(status);
         }
         if Instant::now() > give_up {
-            child.kill()?;
+            child::signal_group(group(child), Signal::SIGKILL)?;
             return child.wait();
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The process group of a child that has one of its own.
+pub fn group(child: &Child) -> Pid {
+    // A process has a positive number that fits.
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
 /// A copy of a running container's tree.
@@ -265,6 +276,8 @@ impl Sync<'_> {
         }
         words.extend(["--numeric-ids", "-aH", "--delete", "--no-whole-file"].map(OsString::from));
         words.push(if first { "--sparse" } else { "--inplace" }.into());
+        // Not the original's: by whole seconds a file that is written twice in one, at the same size, would look unchanged.
+        words.push("--modify-window=-1".into());
         words.extend(["--one-file-system", "--relative"].map(OsString::from));
         if self.bwlimit > 0 {
             words.push(format!("--bwlimit={}", self.bwlimit).into());
@@ -280,7 +293,8 @@ impl Sync<'_> {
         words
     }
 
-    /// Copies; how much was transferred, in rsync's words, and what it complained about without failing.
+    /// Copies; how much was transferred, in rsync's words. What it complained about goes to `said`: the container may stand
+    /// still meanwhile, and must not wait for a terminal.
     ///
     /// # Errors
     /// When it fails, takes longer than `most`, or is to stop.
@@ -290,7 +304,7 @@ impl Sync<'_> {
         first: bool,
         most: Duration,
         cancel: &Cancel,
-        line: &dyn Fn(&str),
+        said: &mut Vec<String>,
     ) -> Result<String, TreeError> {
         const PROGRAM: &str = "rsync";
         let mut command = host.command(PROGRAM);
@@ -302,13 +316,11 @@ impl Sync<'_> {
             Ended::Late(limit) => return Err(TreeError::Late { program: PROGRAM, seconds: limit.as_secs() }),
             Ended::Cancelled => return Err(TreeError::Interrupted),
         };
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: Vec<String> = said.lines().map(str::to_owned).collect();
-        said.iter().for_each(|text| line(text));
+        said.extend(String::from_utf8_lossy(&output.stderr).lines().map(str::to_owned));
         // In a running container files come and go. What counts is the second copy, while it stands still.
         let passing = first && matches!(output.status.code(), Some(23 | 24));
         if !passing {
-            verdict(PROGRAM, output.status, &said)?;
+            verdict(PROGRAM, output.status, said)?;
         }
         let stats = String::from_utf8_lossy(&output.stdout);
         let transferred = Regex::new("(?m)^Total transferred file size: (.+)$").ok();
@@ -360,9 +372,9 @@ mod tests {
         assert!(texts(&copied.words()).ends_with(&["--no-anchored", "--exclude=lost+found", "--anchored", "."]));
         let map = crate::config::ContainerConfig::parse(b"unprivileged: 1\n").id_map().unwrap();
         let command = Tar { id_map: &map, ..tar }.command(&Host::with_root("/".into()));
-        let line: Vec<_> = command.get_args().take(7).map(|word| word.to_str().unwrap()).collect();
+        let line: Vec<_> = command.get_args().take(10).map(|word| word.to_str().unwrap()).collect();
         assert_eq!(command.get_program(), "lxc-usernsexec");
-        assert_eq!(line.join(" "), "-m u:0:100000:65536 -m g:0:100000:65536 -- tar cpf");
+        assert_eq!(line.join(" "), "-m u:0:100000:65536 -m g:0:100000:65536 -- setpriv --pdeathsig KILL tar cpf");
         assert_eq!(Excludes::new(&["/a/".into(), "b".into()], true).useless().collect::<Vec<_>>(), ["/a/"]);
     }
 
@@ -380,13 +392,13 @@ mod tests {
         };
         assert_eq!(
             texts(&sync.words(true)).join(" "),
-            "--stats -h -X -A --numeric-ids -aH --delete --no-whole-file --sparse --one-file-system --relative \
+            "--stats -h -X -A --numeric-ids -aH --delete --no-whole-file --sparse --modify-window=-1 --one-file-system --relative \
              --exclude=foo --exclude=/tmp/?* --exclude=/var/tmp/?* --exclude=/var/run/?*.pid --exclude=/no \
              --exclude=/n\\[o] /proc/7/root/./ /proc/7/root/./data /x.tmp"
         );
         let poor = Sync { attributes: false, bwlimit: 5, ..sync };
         assert!(texts(&poor.words(false)).join(" ").starts_with(
-            "--stats -h --numeric-ids -aH --delete --no-whole-file --inplace --one-file-system --relative --bwlimit=5"
+            "--stats -h --numeric-ids -aH --delete --no-whole-file --inplace --modify-window=-1 --one-file-system --relative --bwlimit=5"
         ));
     }
 
@@ -394,7 +406,7 @@ mod tests {
     fn a_failure_names_the_file() {
         let end = |script: &str| {
             let mut command = Command::new("sh");
-            let mut child = command.args(["-c", script]).stderr(Stdio::piped()).spawn().unwrap();
+            let mut child = command.args(["-c", script]).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
             let said = Complaints::collect(child.stderr.take().unwrap(), |_| {});
             let status = wait(&mut child, Duration::from_secs(30)).unwrap();
             verdict("tar", status, &said.end()).map_err(|error| error.to_string())

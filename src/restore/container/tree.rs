@@ -6,6 +6,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::Sender;
@@ -253,7 +254,7 @@ impl Tar<'_> {
         let shown = || format!("command '{}' failed", words.join(" "));
         let mut command = self.host.command(&words[0]);
         // Its words are compared and shown; another language is no help.
-        command.args(&words[1..]).env("LC_ALL", "C");
+        command.args(&words[1..]).env("LC_ALL", "C").process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tar = command.spawn().map_err(|e| format!("{}: {e}", shown()))?;
         let group = Pid::from_raw(i32::try_from(tar.id()).unwrap_or(i32::MAX));
@@ -295,7 +296,7 @@ impl Tar<'_> {
         match (fed, ended) {
             (Ok(directories), Ok(())) => Ok(directories),
             // tar complained about some members, and has read all of them.
-            (Ok(directories), Err(why)) if self.what.ignore_errors => {
+            (Ok(directories), Err(why)) if self.what.ignore_errors && matches!(status.code(), Some(1 | 2)) => {
                 self.say.send(format!("WARN: not everything could be unpacked: {why}")).unwrap_or_default();
                 Ok(directories)
             }
