@@ -1,8 +1,8 @@
 //! Replays recorded runs of the stock programs on a node of the lab and compares, after normalisation: exit code, terminal,
 //! task log, the guests' log files, notes, hook calls with arguments, environment and what they found, what the notification
 //! system was given, the files left, the line in the index of tasks and those in the system log.
-//! `GOLDEN_DIR` names the folder of recordings; any case found there is run, or named as pending, and one whose circumstances
-//! are not understood fails.
+//! `GOLDEN_DIR` names the folder of recordings; any case found there is run, and one whose circumstances are not understood
+//! fails.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -18,7 +18,6 @@ mod replay {
     pub mod jobs;
     pub mod normalise;
     pub mod notify;
-    pub mod pending;
     pub mod record;
     pub mod restores;
     pub mod scene;
@@ -33,7 +32,7 @@ use replay::during::{self, During};
 use replay::normalise::lines;
 use replay::record::{SystemLog, index, recorded_syslog, task_log};
 use replay::scene::Scene;
-use replay::{files, jobs, notify, pending, restores};
+use replay::{files, jobs, notify, restores};
 
 fn golden() -> Option<PathBuf> {
     let dir = std::env::var_os("GOLDEN_DIR")
@@ -60,13 +59,9 @@ fn recorded_runs_replay_equal() {
     fill(&node);
     let mut notifications = notify::Listener::start(&node);
     for case in &cases {
-        // `REPLAY=23,54-` runs the cases whose names begin so, pending or not; `REPLAY=all` shows which pending ones pass by now.
+        // `REPLAY=23,54-` runs the cases whose names begin so.
         let wanted = std::env::var("REPLAY").unwrap_or_default();
-        if !wanted.is_empty() && wanted != "all" && !wanted.split(',').any(|start| case.name.starts_with(start)) {
-            continue;
-        }
-        if let Some(reason) = pending::reason(case).filter(|_| wanted.is_empty()) {
-            println!("PENDING {}: {reason}", case.name);
+        if !wanted.split(',').any(|start| case.name.starts_with(start)) {
             continue;
         }
         replayed += 1;
@@ -79,7 +74,7 @@ fn recorded_runs_replay_equal() {
             differing.push(format!("{}:\n{}", case.name, differences.join("\n")));
         }
     }
-    assert!(replayed > 0, "every case below {} is pending", golden.display());
+    assert!(replayed > 0, "no case below {} is named as REPLAY says", golden.display());
     assert!(differing.is_empty(), "{} of {replayed} differ\n\n{}", differing.len(), differing.join("\n\n"));
 }
 

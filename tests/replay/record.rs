@@ -61,7 +61,7 @@ impl SystemLog {
 
 /// The recorded lines of our programs; those of others say what QEMU and its helpers did.
 pub fn recorded_syslog(text: &str) -> Vec<String> {
-    let shape = Regex::new(r"^(\w+) (vzdump|qmrestore|unknown)\[\d+\]: (.*)$").unwrap();
+    let shape = Regex::new(r"^(\w+) (vzdump|qmrestore|pct|unknown)\[\d+\]: (.*)$").unwrap();
     text.lines()
         .filter_map(|line| shape.captures(line))
         .filter_map(|found| entry(&found[1], &found[2], &found[3], ""))

@@ -17,18 +17,13 @@ pub fn command(case: &Case) -> Option<Vec<String>> {
     (argv[..2] == ["pct", "restore"]).then(|| words.chain(argv[2..].iter().cloned()).collect())
 }
 
-/// An archive of container 200, where the recorded run found its own.
+/// A backup of container 200, where the recorded run found its own.
 fn prepare_container(node: &Node, case: &Case) {
     let archive = node.path(&case.argv()[3]);
-    let head = node.path("/srv/head");
-    std::fs::create_dir_all(head.join("etc/vzdump")).unwrap();
-    let config = node.path("/etc/pve/nodes/pve1/lxc/200.conf");
-    std::fs::copy(config, head.join("etc/vzdump/pct.conf")).unwrap();
-    std::fs::create_dir_all(archive.parent().unwrap()).unwrap();
-    let script = "set -o pipefail; tar cpf - --directory=\"$1\" ./etc/vzdump/pct.conf ./etc | zstd -q >\"$2\"";
-    let mut tar = std::process::Command::new("bash");
-    tar.args(["-c", script, "tar"]).args([&head, &archive]);
-    assert!(tar.status().unwrap().success());
+    let before = node.archives("bk", 200).unwrap();
+    node.ok("vzdump", &["200", "--storage", "bk", "--compress", "zstd"]).unwrap();
+    let made = node.archives("bk", 200).unwrap().into_iter().find(|path| !before.contains(path)).unwrap();
+    std::fs::rename(&made, &archive).unwrap();
 }
 
 /// Puts archive and guest there, as the recorded run found them.
