@@ -8,6 +8,8 @@ use lab::container_node::require_container;
 use lab::run::Output;
 use lab::{Container, Dice, Node, mib};
 use nix::sys::signal::Signal;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -49,7 +51,7 @@ fn changing_hook(node: &Node, pid: i32) -> Result<String> {
         "#!/bin/sh\nif [ \"$1\" = pre-stop ]; then /usr/bin/touch /proc/{pid}/root/var/ballast/*/*; fi\nexit 0\n"
     );
     std::fs::write(&path, text)?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
     Ok(path.display().to_string())
 }
 
@@ -83,6 +85,62 @@ fn a_snapshot_shows_all_volumes_at_one_instant() -> Result<()> {
         return Ok(());
     }
     one_instant(true, "snapshot", &["backup mode: snapshot", "creating vzdump archive", "Finished Backup"])
+}
+
+/// Its root is a user of the node that has to get to the node's directories, as on a real one.
+fn open_to_others(node: &Node) -> Result<()> {
+    for dir in node.root().ancestors().take_while(|dir| *dir != Path::new("/")) {
+        let mode = dir.metadata()?.permissions().mode();
+        if mode & 0o001 == 0 {
+            std::fs::set_permissions(dir, Permissions::from_mode(mode | 0o011))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_left_over_snapshot_of_a_container_without_privileges_goes_first() -> Result<()> {
+    let name = "a_left_over_snapshot_of_a_container_without_privileges_goes_first";
+    if !required(name) || !lab::require(name, &["lxc-usernsexec"]) {
+        return Ok(());
+    }
+    let container = Container::new(200).unprivileged().rootfs(mib(48)).on("bt").mp(0, "/data", 0, "backup=1");
+    let node = Node::new()?.btrfs_storage("bt", mib(512))?.container(container.on("bt").subvolume())?;
+    open_to_others(&node)?;
+    node.ct_start(200)?;
+    for round in 0..2 {
+        if round == 1 {
+            // As a killed run of the original's leaves it.
+            let subvolume = node.ct_volume(200, "mp0")?.display().to_string();
+            node.ok("btrfs", &["-q", "subvolume", "snapshot", "-r", &subvolume, &format!("{subvolume}@vzdump")])?;
+            let config = std::fs::read_to_string(node.ct_config_path(200))?;
+            std::fs::write(node.ct_config_path(200), format!("{config}\n[vzdump]\nsnapstate: prepare\n"))?;
+        }
+        let words = ["--mode", "snapshot", "--compress", "zstd", "--exclude-path", "/root/"];
+        let (archive, output) = node.backup(200, &words)?;
+        ensure!(output.stdout.contains("exclude-path '/root/' excludes nothing"), "{}", output.stdout);
+        output.says(&[
+            "backup mode: snapshot",
+            "suspend vm to make snapshot",
+            "create storage snapshot 'vzdump'",
+            "resume vm",
+            "cleanup temporary 'vzdump' snapshot",
+        ])?;
+        let found_old = output.stdout.contains("found old vzdump snapshot");
+        ensure!(found_old == (round == 1), "round {round}:\n{}", output.stdout);
+        node.ct_unharmed(200)?;
+        // For stock tar, too, it is one instant, and its root is root.
+        let to = node.path(&format!("/tmp/unpacked-{round}"));
+        std::fs::create_dir(&to)?;
+        node.ok("tar", &["-xpf", &archive.display().to_string(), "-C", &to.display().to_string()])?;
+        lab::diary_check::check(&to)?;
+        for file in ["etc/passwd", "etc/vzdump/pct.conf"] {
+            ensure!(to.join(file).metadata().context(file)?.uid() == 0, "{file} is not root's");
+        }
+        let config = std::fs::read_to_string(to.join("etc/vzdump/pct.conf"))?;
+        ensure!(config.contains("rootfs: ") && !config.contains("lock:") && !config.contains("[vzdump]"), "{config}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -171,50 +229,59 @@ fn volumes_without_backup_are_named() -> Result<()> {
     Ok(())
 }
 
-/// How long a whole backup takes, so that moments in it can be chosen.
-fn whole(node: &Node, mode: &str) -> Result<Duration> {
-    let begun = Instant::now();
-    let (archive, _) = node.backup(200, &["--mode", mode])?;
-    std::fs::remove_file(archive)?;
-    Ok(begun.elapsed())
-}
-
-fn killed_at_any_moment(snapshots: bool, mode: &str) -> Result<()> {
+/// Kills a run at each of these moments: a line of its log, and milliseconds after it. The guardian alone brings all in order,
+/// and after the last one the next run does, which comes at once.
+fn killed(snapshots: bool, mode: &str, moments: &[(&str, u64)]) -> Result<()> {
     let node = node(snapshots)?;
     node.ct_start(200)?;
     let mut dice = Dice::new(mode);
-    let whole = whole(&node, mode)?;
-    let rounds = if std::env::var_os("VZKEEP_SOAK").is_some() { 60 } else { 3 };
-    for round in 0..rounds {
-        let moment = Duration::from_micros(dice.below(u64::try_from(whole.as_micros())?));
-        let run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", mode])?;
-        std::thread::sleep(moment);
+    let rounds = if std::env::var_os("VZKEEP_SOAK").is_some() { 20 } else { 1 };
+    for (line, within) in moments.repeat(rounds) {
+        let after = dice.below(within);
+        let words = ["200", "--storage", "backup", "--mode", mode, "--bwlimit", "20000"];
+        let mut run = node.spawn_vzdump(&words)?;
+        run.wait_for(line, Duration::from_secs(30))?;
+        std::thread::sleep(Duration::from_millis(after));
         // It may be through already.
         run.signal(Signal::SIGKILL).unwrap_or_default();
         run.wait(Duration::from_secs(10))?;
-        let what = format!("{mode}, round {round}, killed after {moment:?}");
-        let (archive, output) = node.backup(200, &["--mode", mode]).context(what.clone())?;
-        node.ct_unharmed(200).with_context(|| format!("{what}:\n{}", output.stdout))?;
-        std::fs::remove_file(&archive)?;
+        let what = format!("{mode}, killed {after} ms after '{line}'");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !node.ct_leftovers(200)?.is_empty() {
+            ensure!(Instant::now() < deadline, "{what}, left\n{}", node.ct_leftovers(200)?.join("\n"));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        node.ct_unharmed(200).context(what)?;
+        for archive in node.archives("backup", 200)? {
+            std::fs::remove_file(archive)?;
+        }
     }
+    let mut run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", mode])?;
+    run.wait_for(moments[0].0, Duration::from_secs(30))?;
+    run.signal(Signal::SIGKILL)?;
+    run.wait(Duration::from_secs(10))?;
+    let (archive, output) = node.backup(200, &["--mode", mode])?;
+    node.ct_unharmed(200).with_context(|| output.stdout.clone())?;
     // What is restored after all this is as good as ever.
-    let (archive, _) = node.backup(200, &["--mode", mode])?;
     restored(&node, &archive).map(drop)
 }
 
 #[test]
 fn killed_in_suspend_mode() -> Result<()> {
-    if required("killed_in_suspend_mode") { killed_at_any_moment(false, "suspend") } else { Ok(()) }
+    let moments = [("starting final sync", 30), ("starting first sync", 80), ("creating vzdump archive", 60)];
+    if required("killed_in_suspend_mode") { killed(false, "suspend", &moments) } else { Ok(()) }
 }
 
 #[test]
 fn killed_in_snapshot_mode() -> Result<()> {
-    if required("killed_in_snapshot_mode") { killed_at_any_moment(true, "snapshot") } else { Ok(()) }
+    let moments = [("suspend vm to make snapshot", 50), ("creating vzdump archive", 120)];
+    if required("killed_in_snapshot_mode") { killed(true, "snapshot", &moments) } else { Ok(()) }
 }
 
 #[test]
 fn killed_in_stop_mode() -> Result<()> {
-    if required("killed_in_stop_mode") { killed_at_any_moment(false, "stop") } else { Ok(()) }
+    let moments = [("stopping virtual guest", 120), ("creating vzdump archive", 120)];
+    if required("killed_in_stop_mode") { killed(false, "stop", &moments) } else { Ok(()) }
 }
 
 /// A container that is off, in directories, with a file of 16 MiB that takes two seconds to read.
@@ -240,10 +307,10 @@ fn while_read(node: &Node, file: &Path, harm: impl FnOnce() -> Result<()>) -> Re
 
 /// Whether a `tar` of the node has the file open, under whatever path it sees it.
 fn is_open(node: &Node, file: &Path) -> Result<bool> {
-    let wanted = std::os::unix::fs::MetadataExt::ino(&file.metadata()?);
+    let wanted = file.metadata()?.ino();
     for pid in lab::leash::processes(node.root())? {
         for fd in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let open = std::fs::metadata(fd.path()).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta));
+            let open = std::fs::metadata(fd.path()).map(|meta| meta.ino());
             let named = std::fs::read_link(fd.path()).unwrap_or_default();
             if open.is_ok_and(|inode| inode == wanted) && named.file_name() == file.file_name() {
                 return Ok(true);

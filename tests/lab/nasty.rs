@@ -100,7 +100,7 @@ fn deep(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(&at)?;
     std::fs::write(at.join("bottom"), "deep down")?;
     std::fs::hard_link(at.join("bottom"), dir.join("top"))?;
-    Ok(())
+    Ok(std::fs::create_dir_all((0..500).fold(dir.to_owned(), |at, _| at.join("n")))?)
 }
 
 fn kinds(dir: &Path, devices: Devices) -> Result<()> {
@@ -113,8 +113,11 @@ fn kinds(dir: &Path, devices: Devices) -> Result<()> {
     symlink("nowhere", dir.join("dangling"))?;
     symlink("/etc/passwd", dir.join("absolute"))?;
     symlink(".", dir.join("itself"))?;
+    std::fs::hard_link(dir.join("dangling"), dir.join("dangling too"))?;
     let rights = Mode::from_bits_truncate(0o640);
     mknod(&dir.join("fifo"), SFlag::S_IFIFO, rights, 0)?;
+    // No archive has sockets.
+    mknod(&dir.join("socket"), SFlag::S_IFSOCK, rights, 0)?;
     if devices == Devices::Yes {
         mknod(&dir.join("character"), SFlag::S_IFCHR, rights, makedev(1, 3))?;
         mknod(&dir.join("block"), SFlag::S_IFBLK, rights, makedev(7, 200))?;
@@ -137,6 +140,9 @@ fn rights(dir: &Path) -> Result<()> {
     std::fs::create_dir(&shared)?;
     std::os::unix::fs::chown(&shared, Some(33), Some(33))?;
     std::fs::set_permissions(&shared, PermissionsExt::from_mode(0o3770))?;
+    std::fs::create_dir(dir.join("shut directory"))?;
+    std::fs::write(dir.join("shut directory/inside"), "x")?;
+    std::fs::set_permissions(dir.join("shut directory"), PermissionsExt::from_mode(0o300))?;
     symlink("owned by somebody", dir.join("owned link"))?;
     std::os::unix::fs::lchown(dir.join("owned link"), Some(1234), Some(4321))?;
     for file in ["far", "big owner"] {
@@ -147,13 +153,14 @@ fn rights(dir: &Path) -> Result<()> {
     std::fs::write(dir.join("listed"), "has an access list")?;
     run("setfacl", &["-m", "u:1000:rw,g:50:r,m::rwx"], &dir.join("listed"))?;
     run("setfacl", &["-m", "d:u:1000:rwx,u:1000:rx"], &shared)?;
-    for (name, value) in [("user.plain", "value"), ("user.binary", "0x00ff0a3d"), ("user.empty", "")] {
+    for (name, value) in [("user.plain", "value"), ("user.binary", "0x00ff0a3d00"), ("user.empty", "")] {
         run("setfattr", &["-n", name, "-v", value], &dir.join("far"))?;
     }
     run("setfattr", &["-n", "user.of.a.directory", "-v", "yes"], &shared)?;
     run("setfattr", &["-n", "user.long", "-v", &"x".repeat(2000)], &dir.join("listed"))?;
-    // A time of its own, with nanoseconds, long ago, and one before there were computers.
+    // Times of their own: with nanoseconds, long ago, in the far future, and before there were computers.
     run("touch", &["-d", "2001-02-03 04:05:06.789012345"], &dir.join("far"))?;
+    run("touch", &["-d", "2242-03-16 12:56:32.000000001"], &dir.join("setgid"))?;
     run("touch", &["-d", "1965-01-01 00:00:00"], &dir.join("big owner"))
 }
 

@@ -1,14 +1,16 @@
 //! Compares two trees by all that a file can have, with eyes of its own: it uses nothing of what is tested.
 
 use anyhow::{Context, Result};
+use nix::unistd::{Whence, lseek};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
-use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+/// By so much data is read: holes that are smaller are nobody's business.
+const BLOCK: usize = 4096;
 
 /// Everything that is compared of a file, ready to print.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,14 +84,13 @@ fn look(root: &Path, but: &[&str]) -> Result<BTreeMap<PathBuf, Seen>> {
     let mut paths = Vec::new();
     walk(root, Path::new(""), but, &mut paths)?;
     paths.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut attributes = attributes(root)?;
     let mut inodes: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
     let mut found = BTreeMap::new();
     for (path, meta) in paths {
         let first = inodes.entry((meta.dev(), meta.ino())).or_insert_with(|| path.clone()).clone();
         let same_as = (!meta.is_dir() && meta.nlink() > 1).then_some(first);
         let what = describe(&root.join(&path), &meta)?;
-        let attributes = attributes.remove(&path).unwrap_or_default();
+        let attributes = attributes(&root.join(&path))?;
         found.insert(path, Seen { what, same_as, attributes });
     }
     Ok(found)
@@ -97,9 +98,10 @@ fn look(root: &Path, but: &[&str]) -> Result<BTreeMap<PathBuf, Seen>> {
 
 fn describe(path: &Path, meta: &Metadata) -> Result<String> {
     let kind = meta.file_type();
-    let mut text = format!("{:o} {}:{} {}", meta.mode(), meta.uid(), meta.gid(), meta.mtime());
+    let mut text = format!("{:o} {}:{} {}.{:09}", meta.mode(), meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec());
     if kind.is_file() {
-        let holes = meta.blocks() * 512 < meta.len() / 2;
+        // Another file system may pack files of a few blocks otherwise.
+        let holes = meta.len() >= 1 << 20 && meta.blocks() * 512 < meta.len() / 2;
         text += &format!(" {} bytes{} {}", meta.len(), if holes { ", sparse," } else { "" }, content(path, meta)?);
     } else if kind.is_symlink() {
         let target = std::fs::read_link(path)?;
@@ -110,81 +112,41 @@ fn describe(path: &Path, meta: &Metadata) -> Result<String> {
     Ok(text)
 }
 
-/// The digest of what can be read; of large sparse files, of their data only, with its offsets.
+/// A digest of where the file has bytes that are not zero, and which.
 fn content(path: &Path, meta: &Metadata) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let file = File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
     let mut hash = Sha256::new();
-    if meta.len() > 1 << 28 {
-        let mut buf = vec![0; 1 << 16];
-        let mut offset = 0;
-        while let Some(data) = next_data(&file, offset) {
-            let len = std::os::unix::fs::FileExt::read_at(&file, &mut buf, data)?;
-            for (at, block) in buf[..len].chunks(4096).enumerate().filter(|(_, block)| block.iter().any(|b| *b != 0)) {
-                hash.update((data + at as u64 * 4096).to_le_bytes());
-                hash.update(block);
-            }
-            offset = data + len as u64;
+    let mut buf = vec![0; 16 * BLOCK];
+    let mut offset = 0;
+    while let Some(data) = next_data(&file, offset) {
+        let begin = data / BLOCK as u64 * BLOCK as u64;
+        let wanted = buf.len().min(usize::try_from(meta.len() - begin).unwrap_or(usize::MAX));
+        let read = file.read_exact_at(&mut buf[..wanted], begin);
+        read.with_context(|| format!("{} cannot be read", path.display()))?;
+        let blocks = buf[..wanted].chunks(BLOCK).enumerate();
+        for (at, block) in blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0)) {
+            hash.update((begin + (at * BLOCK) as u64).to_le_bytes());
+            hash.update(block);
         }
-    } else {
-        let mut buf = vec![0; 1 << 16];
-        loop {
-            let len = file.read(&mut buf).with_context(|| format!("{} cannot be read", path.display()))?;
-            if len == 0 {
-                break;
-            }
-            hash.update(&buf[..len]);
-        }
+        offset = begin + wanted as u64;
     }
     Ok(hash.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
 }
 
 /// Where data comes next.
 fn next_data(file: &File, offset: u64) -> Option<u64> {
-    let at = nix::unistd::lseek(file, i64::try_from(offset).ok()?, nix::unistd::Whence::SeekData).ok()?;
+    let at = lseek(file, i64::try_from(offset).ok()?, Whence::SeekData).ok()?;
     u64::try_from(at).ok()
 }
 
-/// Extended attributes, access lists and capabilities among them, as `getfattr` prints them.
-fn attributes(root: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>> {
-    let output = Command::new("getfattr")
-        .args(["-R", "-P", "-h", "-d", "-m", "-", "-e", "hex", "."])
-        .current_dir(root)
-        .output()
-        .context("getfattr cannot be started")?;
-    let mut found: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
-    let mut at = PathBuf::new();
-    for line in output.stdout.split(|b| *b == b'\n') {
-        if let Some(name) = line.strip_prefix(b"# file: ") {
-            at = PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(name)));
-            if at == Path::new(".") {
-                at = PathBuf::new();
-            }
-        } else if !line.is_empty() {
-            found.entry(at.clone()).or_default().push(String::from_utf8_lossy(line).into_owned());
-        }
+/// Extended attributes as the kernel gives them, access lists and capabilities among them.
+fn attributes(path: &Path) -> Result<Vec<String>> {
+    let asked = || format!("{} cannot be asked for its attributes", path.display());
+    let mut found = Vec::new();
+    for name in xattr::list(path).with_context(asked)? {
+        let value = xattr::get(path, &name).with_context(asked)?.unwrap_or_default();
+        found.push(format!("{}={}", name.as_bytes().escape_ascii(), value.escape_ascii()));
     }
-    for lines in found.values_mut() {
-        lines.sort();
-    }
+    found.sort();
     Ok(found)
-}
-
-/// `getfattr` writes bytes that are no text as `\012`.
-fn unescape(name: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(name.len());
-    let mut at = 0;
-    while let Some(byte) = name.get(at) {
-        let octal = name.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *byte == b'\\') {
-            Some(value) => {
-                out.push(value);
-                at += 4;
-            }
-            None => {
-                out.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    out
 }

@@ -75,7 +75,7 @@ impl Node {
     pub fn small(ending: &str) -> Self {
         let node = Self::new();
         let source = node.path("src");
-        super::nasty::small_tree(&source);
+        super::tree::small_tree(&source);
         node.archive_of(&source, CONFIG, ending);
         node
     }
