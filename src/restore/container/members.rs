@@ -53,7 +53,8 @@ impl<'a> Collector<'a> {
         while !bytes.is_empty() && !self.walker.ended() {
             let part = if self.data > 0 {
                 let count = usize::try_from(self.data).unwrap_or(usize::MAX).min(bytes.len());
-                self.walker.skip(count as u64);
+                // Not skipped: a sparse file begins with its map, which the walker reads.
+                self.walker.feed(&bytes[..count], &mut |_| Ok(())).map_err(io::Error::other)?;
                 self.data -= count as u64;
                 count
             } else {
