@@ -156,7 +156,14 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::Started => actions.stop(vmid),
         Intent::File { path, .. } => remove_path(host, path, remove_unless_locked),
         Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),
-        Intent::Volume { volid, .. } => free_unless_named(host, volid, actions),
+        Intent::Volume { volid, .. } => match free_unless_named(host, volid, actions) {
+            Ok(None) => {
+                // The command that makes it ends with the run that was killed, but what it has started may take a moment more.
+                std::thread::sleep(LAST_WORDS);
+                free_unless_named(host, volid, actions)
+            }
+            done => done,
+        },
         Intent::NewFirewall => match conffile::read(host, vmid) {
             Ok(Some(config)) if !conffile::is_placeholder(&config) => Ok(None),
             Ok(_) => remove_path(host, &conffile::firewall_path(vmid), |p| std::fs::remove_file(p)),
@@ -201,6 +208,9 @@ fn remove_unless_locked(path: &Path) -> io::Result<()> {
     }
     std::fs::remove_file(path)
 }
+
+/// How long a command that was killed while it made a volume may still have an effect.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// How long the removal of one file may take. On a network file system whose server is gone it would never end, and the
 /// guest's lock waits behind it.
