@@ -6,23 +6,12 @@ use std::process::{Command, Stdio};
 
 use vzkeep::archive::Compression;
 use vzkeep::archive::tar::{Rules, TarSource, Vetting};
+use vzkeep::guest::container::tree::KEEPING;
 use vzkeep::host::{Cancel, Host};
 use vzkeep::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, pack_tar, unpack_tar};
 
 use crate::data;
 
-/// What both sides give `tar`, as the original does.
-const WORDS: [&str; 9] = [
-    "--totals",
-    "--one-file-system",
-    "-p",
-    "--sparse",
-    "--numeric-owner",
-    "--acls",
-    "--xattrs",
-    "--xattrs-include=user.*",
-    "--xattrs-include=security.capability",
-];
 /// Files in a directory of the tree.
 const FILES: usize = 200;
 
@@ -57,7 +46,7 @@ impl Container {
 
     /// `tar ... | zstd -T<threads>`.
     pub fn tar_zstd(&self, threads: usize) -> Command {
-        let script = format!("tar cpf - {} -C \"$0\" ./ | zstd -q -T{threads} >\"$1\"", WORDS.join(" "));
+        let script = format!("tar cpf - {} -C \"$0\" ./ | zstd -q -T{threads} >\"$1\"", KEEPING.join(" "));
         let mut command = Command::new("sh");
         command.args(["-c", &script]).arg(self.path("tree")).arg(self.path("yardstick.zst"));
         command
@@ -72,7 +61,7 @@ impl Container {
     /// `tar --zstd -x`.
     pub fn tar_x(&self, archive: &Path) -> Command {
         let mut command = Command::new("tar");
-        command.args(["--zstd", "-xpf"]).arg(archive).args(WORDS).arg("-C").arg(self.path("unpacked"));
+        command.args(["--zstd", "-xpf"]).arg(archive).args(KEEPING).arg("-C").arg(self.path("unpacked"));
         command
     }
 
@@ -104,7 +93,7 @@ impl Container {
 pub fn pack(words: &[String]) {
     let [threads, tree, archive] = words else { panic!("{words:?}") };
     let mut tar = Command::new("tar");
-    tar.args(["cpf", "-"]).args(WORDS).args(["-C", tree, "./"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    tar.args(["cpf", "-"]).args(KEEPING).args(["-C", tree, "./"]).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut tar = tar.spawn().unwrap();
     let host = Host::with_root("/".into());
     let how = TarPack {
@@ -124,7 +113,7 @@ pub fn pack(words: &[String]) {
 pub fn unpack(words: &[String]) {
     let [archive, dir] = words else { panic!("{words:?}") };
     let mut tar = Command::new("tar");
-    tar.args(["-xpf", "-"]).args(WORDS).args(["-C", dir]).stdin(Stdio::piped()).stderr(Stdio::null());
+    tar.args(["-xpf", "-"]).args(KEEPING).args(["-C", dir]).stdin(Stdio::piped()).stderr(Stdio::null());
     let mut tar = tar.spawn().unwrap();
     let source = TarSource::open(&Host::with_root("/".into()), Path::new(archive), &Cancel::new()).unwrap();
     let output = Output::Fd(tar.stdin.take().unwrap().into(), "tar".into());

@@ -1,8 +1,8 @@
 //! `pct restore <vmid> <archive>`: words, messages and exit codes as those of the node's own; the work is done in
 //! `restore::container`. Called as `pct`, every other word is handed on to the node's own program.
 
-use super::restoring::{Input, Restore, Wish, ended};
-use super::{FAILED, complain, words};
+use super::restoring::{Input, Restore, Wish, called};
+use super::{FAILED, complain};
 use crate::archive::tar::TarSource;
 use crate::config::Fresh;
 use crate::guest::conffile::Kind as GuestKind;
@@ -16,7 +16,7 @@ use crate::restore::container::plan::{Archived, ContainerRefusal, Request, plan}
 use crate::restore::execute::ExecuteError;
 use crate::restore::plan::Existing;
 use crate::restore::volumes::NodeVolumes;
-use crate::schema::{self, ContainerRestoreOptions, tables::PCT_RESTORE};
+use crate::schema::{ContainerRestoreOptions, tables::PCT_RESTORE};
 use anyhow::{Context, Result, anyhow};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -48,21 +48,7 @@ pub fn run_as_pct(args: &[OsString]) -> ExitCode {
 
 /// Runs `pct restore` with the arguments after these words.
 pub fn run(args: &[OsString]) -> ExitCode {
-    let words = match words(args) {
-        Ok(words) => words,
-        Err(code) => return code,
-    };
-    if words.first().is_some_and(|word| word == "help") {
-        complain(&schema::help(&PCT_RESTORE));
-        return ExitCode::SUCCESS;
-    }
-    match ContainerRestoreOptions::parse(&words) {
-        Ok(given) => ended(restore(given)),
-        Err(e) => {
-            complain(&e.to_string());
-            ExitCode::from(FAILED)
-        }
-    }
+    called(args, &PCT_RESTORE, ContainerRestoreOptions::parse, restore)
 }
 
 fn restore(given: ContainerRestoreOptions) -> Result<()> {

@@ -1,7 +1,6 @@
 //! `qmrestore <archive> <vmid>`: words, messages and exit codes as those of the node's own; the work is done in `restore`.
 
-use super::restoring::{Input, Restore, Wish, ended};
-use super::{FAILED, complain, words};
+use super::restoring::{Input, Restore, Wish, called};
 use crate::archive::Source;
 use crate::config::Fresh;
 use crate::guest::conffile::Kind as GuestKind;
@@ -13,7 +12,7 @@ use crate::job::log::{Kind, LogSink};
 use crate::restore::execute::{Data, ExecuteError, Tools, execute};
 use crate::restore::plan::{Device, Existing, Options, plan};
 use crate::restore::volumes::NodeVolumes;
-use crate::schema::{self, RestoreOptions, tables::QMRESTORE};
+use crate::schema::{RestoreOptions, tables::QMRESTORE};
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,22 +23,7 @@ use std::sync::Arc;
 
 /// Runs `qmrestore` with the arguments after its name.
 pub fn run(args: &[OsString]) -> ExitCode {
-    let words = match words(args) {
-        Ok(words) => words,
-        Err(code) => return code,
-    };
-    if words.first().is_some_and(|word| word == "help") {
-        complain(&schema::help(&QMRESTORE));
-        return ExitCode::SUCCESS;
-    }
-    let given = match RestoreOptions::parse(&words) {
-        Ok(given) => given,
-        Err(e) => {
-            complain(&e.to_string());
-            return ExitCode::from(FAILED);
-        }
-    };
-    ended(restore(given))
+    called(args, &QMRESTORE, RestoreOptions::parse, restore)
 }
 
 fn restore(given: RestoreOptions) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What the command lines that restore have in common: finding the archive and the guest that is to be replaced, the record
 //! and the task of the run, the guardian beside it, and undoing everything if it fails.
 
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, words};
 use crate::config::{DatacenterCfg, StorageCfg, bandwidth_limit};
 use crate::guest::actions::{LEAVING, Monitor, NodeActions, output};
 use crate::guest::conffile::Kind;
@@ -13,7 +13,9 @@ use crate::job::log::{Kind as LineKind, LogSink, Terminal};
 use crate::job::tasklog::Outcome;
 use crate::job::upid::Upid;
 use crate::restore::plan::{Existing, Refusal, check_existing};
+use crate::schema::{self, Command, UsageError};
 use anyhow::{Context, Result, anyhow, bail};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -274,8 +276,32 @@ fn read_or_empty(path: &Path) -> Result<String> {
     }
 }
 
+/// Runs a restore as it was called: help, or `restore` with what `parse` makes of the words.
+pub(super) fn called<T>(
+    args: &[OsString],
+    table: &Command,
+    parse: fn(&[String]) -> Result<T, UsageError>,
+    restore: fn(T) -> Result<()>,
+) -> ExitCode {
+    let words = match words(args) {
+        Ok(words) => words,
+        Err(code) => return code,
+    };
+    if words.first().is_some_and(|word| word == "help") {
+        complain(&schema::help(table));
+        return ExitCode::SUCCESS;
+    }
+    match parse(&words) {
+        Ok(given) => ended(restore(given)),
+        Err(e) => {
+            complain(&e.to_string());
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
 /// Says how it ended.
-pub(super) fn ended(result: Result<()>) -> ExitCode {
+fn ended(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

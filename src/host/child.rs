@@ -121,7 +121,7 @@ impl Reader {
 
 /// Ends a command and all it started.
 fn end_group(child: &mut Child) -> io::Result<()> {
-    let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    let group = group(child)?;
     signal_group(group, Signal::SIGTERM)?;
     let give_up = Instant::now() + TERM_GRACE;
     while Instant::now() < give_up && !has_ended(group)? {
@@ -131,6 +131,14 @@ fn end_group(child: &mut Child) -> io::Result<()> {
     signal_group(group, Signal::SIGKILL)?;
     reap(child);
     Ok(())
+}
+
+/// The process group of a child that was started with one of its own, as those of [`super::Host::command`] are.
+///
+/// # Errors
+/// When its number is none of a process.
+pub fn group(child: &Child) -> io::Result<Pid> {
+    i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other)
 }
 
 /// Sends `signal` to a process group; one that is gone is fine.

@@ -14,7 +14,7 @@ use super::guest_run::{GuestError, GuestRun};
 use crate::config::MountPoint;
 use crate::guest::container::mounts::{Mount, Room};
 use crate::guest::container::snapshot::{Mountable, SnapshotError, StorageSnapshot};
-use crate::guest::container::tree::{self, Complaints, Excludes, Tar, TreeError, verdict, wait};
+use crate::guest::container::tree::{Complaints, Excludes, Tar, TreeError, verdict, wait};
 use crate::guest::container::{Container, mount_place};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
@@ -237,7 +237,7 @@ impl GuestRun<'_> {
         // What tar makes is wrong because tar failed; what cannot be written is not tar's fault, and it is sent home.
         let is_tars = matches!(packed, Ok(_) | Err(GuestError::Transfer(TransferError::Tar { .. })));
         if !is_tars {
-            child::signal_group(tree::group(&child), Signal::SIGKILL).map_err(start)?;
+            child::group(&child).and_then(|group| child::signal_group(group, Signal::SIGKILL)).map_err(start)?;
         }
         let status = wait(&mut child, END).map_err(start)?;
         let said = said.end();

@@ -6,10 +6,10 @@ pub mod describe;
 mod directory;
 pub mod set;
 
-use crate::host::child::{DRAIN, TERM_GRACE, has_ended, signal_group};
+use crate::host::child::{DRAIN, TERM_GRACE, group, has_ended, signal_group};
 use crate::host::{Cancel, Host};
 use nix::sys::signal::Signal;
-use nix::unistd::{AccessFlags, Pid, access};
+use nix::unistd::{AccessFlags, access};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -265,7 +265,7 @@ fn wait(
 
 /// Ends a script and what it started: TERM to its process group, and KILL for those that do not listen.
 fn end(child: &mut Child, lines: &Receiver<String>, line: &mut dyn FnMut(&str)) -> io::Result<ExitStatus> {
-    let group = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    let group = group(child)?;
     signal_group(group, Signal::SIGTERM)?;
     let mut give_up = Instant::now() + TERM_GRACE;
     let mut left = MOST_LINES_LEFT;

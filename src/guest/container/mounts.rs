@@ -181,9 +181,12 @@ impl Drop for Room {
     }
 }
 
-/// Into a namespace of this thread's own. What is mounted on the node from now on is seen in it; what is mounted in it is not
-/// seen on the node.
-fn enter() -> io::Result<()> {
+/// Into a mount namespace of this thread's own. What is mounted on the node from now on is seen in it; what is mounted in it is
+/// not seen on the node.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn enter() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?)
 }

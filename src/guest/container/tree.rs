@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use regex::Regex;
 
 use crate::config::IdMap;
@@ -22,6 +21,21 @@ use crate::host::{Cancel, Host, sys};
 
 /// What is left out in every container unless `stdexcludes` is off: files that nobody misses.
 const STANDARD: [&str; 3] = ["/tmp/?*", "/var/tmp/?*", "/var/run/?*.pid"];
+/// The original's options of `tar` for archives and for restores, of which each keeps something: holes, owners, ACLs,
+/// attributes, capabilities.
+pub const KEEPING: [&str; 9] = [
+    "--totals",
+    "--one-file-system",
+    "-p",
+    "--sparse",
+    "--numeric-owner",
+    "--acls",
+    "--xattrs",
+    "--xattrs-include=user.*",
+    "--xattrs-include=security.capability",
+];
+/// What `tar` is not to complain about.
+pub const QUIET: [&str; 2] = ["--warning=no-file-ignored", "--warning=no-xattr-write"];
 /// Lines of complaints that an error shows; all of them are in the log.
 const SHOWN: usize = 3;
 
@@ -102,25 +116,9 @@ pub struct Tar<'a> {
 impl Tar<'_> {
     /// The words behind `tar`.
     pub fn words(&self) -> Vec<OsString> {
-        let mut words: Vec<OsString> = [
-            "cpf",
-            "-",
-            "--totals",
-            "--one-file-system",
-            "-p",
-            "--sparse",
-            "--numeric-owner",
-            "--acls",
-            "--xattrs",
-            "--xattrs-include=user.*",
-            "--xattrs-include=security.capability",
-            "--warning=no-file-ignored",
-            "--warning=no-xattr-write",
-            "--one-file-system",
-            "--warning=no-file-ignored",
-        ]
-        .map(OsString::from)
-        .to_vec();
+        // Two of them stand twice, as in the original's words.
+        let first = ["cpf", "-"].iter().chain(&KEEPING).chain(&QUIET).chain(&["--one-file-system", QUIET[0]]);
+        let mut words: Vec<OsString> = first.map(OsString::from).collect();
         let directory = |path: &Path| {
             let mut word = OsString::from("--directory=");
             word.push(path);
@@ -153,7 +151,7 @@ impl Tar<'_> {
             command
         };
         // Its complaints are read by people and by us.
-        command.args(self.words()).env("LC_ALL", "C").process_group(0);
+        command.args(self.words()).env("LC_ALL", "C");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -235,17 +233,11 @@ pub fn wait(child: &mut Child, patience: Duration) -> std::io::Result<std::proce
             return Ok(status);
         }
         if Instant::now() > give_up {
-            child::signal_group(group(child), Signal::SIGKILL)?;
+            child::signal_group(child::group(child)?, Signal::SIGKILL)?;
             return child.wait();
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// The process group of a child that has one of its own.
-pub fn group(child: &Child) -> Pid {
-    // A process has a positive number that fits.
-    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
 /// A copy of a running container's tree.
@@ -342,6 +334,7 @@ fn literal(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     fn texts(words: &[OsString]) -> Vec<&str> {
         words.iter().map(|word| word.to_str().unwrap()).collect()

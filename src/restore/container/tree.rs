@@ -6,18 +6,17 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 
 use crate::config::IdMap;
+use crate::guest::container::mounts;
+use crate::guest::container::tree::{KEEPING, QUIET};
 use crate::guest::record::DIRECTORY;
 use crate::host::child::{self, Ended};
 use crate::host::{Cancel, Host};
@@ -26,20 +25,6 @@ use crate::host::{Cancel, Host};
 const TICK: Duration = Duration::from_millis(20);
 /// How long mounting or unmounting a volume may take: the journal of a large one that is on a slow disk.
 const MOUNT: Duration = Duration::from_secs(600);
-/// The original's options, of which each keeps something: holes, owners, ACLs, attributes, capabilities.
-const FLAGS: [&str; 9] = [
-    "--totals",
-    "--one-file-system",
-    "-p",
-    "--sparse",
-    "--numeric-owner",
-    "--acls",
-    "--xattrs",
-    "--xattrs-include=user.*",
-    "--xattrs-include=security.capability",
-];
-/// What tar is not to complain about.
-const QUIET: [&str; 2] = ["--warning=no-file-ignored", "--warning=no-xattr-write"];
 /// Members that are never unpacked: what is below `/dev` belongs to the node, and the config is in the container's own.
 const LEFT_OUT: [&str; 3] = ["./dev/*", "./etc/vzdump/pct.conf", "./etc/vzdump/pct.fw"];
 
@@ -125,9 +110,7 @@ pub fn unpack(
 
 /// Gives this thread mounts of its own, and an empty directory in them that nobody else sees.
 fn own_mounts(host: &Host) -> io::Result<PathBuf> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    mounts::enter()?;
     // Over the directory of our records, which is there, and which no program that is started here needs. Open to all: the
     // root of an unprivileged container has to get through.
     let dir = host.path(DIRECTORY);
@@ -237,7 +220,7 @@ impl Tar<'_> {
             words.push("--".into());
         }
         words.extend(["tar", "xpf", "-"].map(str::to_owned));
-        let totals = FLAGS.iter().filter(|flag| whole || **flag != "--totals");
+        let totals = KEEPING.iter().filter(|flag| whole || **flag != "--totals");
         words.extend(totals.chain(&QUIET).map(|&flag| flag.to_owned()));
         words.extend(["-C".into(), self.top.display().to_string()]);
         if whole {
@@ -254,10 +237,10 @@ impl Tar<'_> {
         let shown = || format!("command '{}' failed", words.join(" "));
         let mut command = self.host.command(&words[0]);
         // Its words are compared and shown; another language is no help.
-        command.args(&words[1..]).env("LC_ALL", "C").process_group(0);
+        command.args(&words[1..]).env("LC_ALL", "C");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tar = command.spawn().map_err(|e| format!("{}: {e}", shown()))?;
-        let group = Pid::from_raw(i32::try_from(tar.id()).unwrap_or(i32::MAX));
+        let group = child::group(&tar).map_err(|e| format!("{}: {e}", shown()))?;
         let (Some(stdin), Some(stderr)) = (tar.stdin.take(), tar.stderr.take()) else {
             return Err(format!("{}: no pipes", shown()));
         };
