@@ -284,6 +284,43 @@ fn killed_in_stop_mode() -> Result<()> {
     if required("killed_in_stop_mode") { killed(false, "stop", &moments) } else { Ok(()) }
 }
 
+/// What the storage was told to make comes into being although we are gone; it does not stay.
+#[test]
+fn killed_while_the_storage_makes_its_snapshot() -> Result<()> {
+    if !required("killed_while_the_storage_makes_its_snapshot") {
+        return Ok(());
+    }
+    let node = node(true)?;
+    let real = lab::programs::find("btrfs").context("no btrfs")?;
+    let (slow, begun) = (node.path("/bin/btrfs"), node.path("/tmp/begun"));
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *'subvolume snapshot'*) touch '{}'; sleep 2;; esac\nexec '{}' \"$@\"\n",
+        begun.display(),
+        real.display()
+    );
+    std::fs::write(&slow, script)?;
+    std::fs::set_permissions(&slow, Permissions::from_mode(0o755))?;
+    node.ct_start(200)?;
+    let mut run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "snapshot"])?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !begun.exists() {
+        ensure!(Instant::now() < deadline, "no snapshot is made: {}", run.stdout_so_far()?);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    run.signal(Signal::SIGKILL)?;
+    run.wait(Duration::from_secs(10))?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !node.ct_leftovers(200)?.is_empty() {
+        ensure!(Instant::now() < deadline, "left\n{}", node.ct_leftovers(200)?.join("\n"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Nor does one come into being after that.
+    std::thread::sleep(Duration::from_secs(3));
+    let left = node.ct_leftovers(200)?;
+    ensure!(left.is_empty(), "came after all was undone: {left:?}");
+    node.ct_unharmed(200)
+}
+
 /// A container that is off, in directories, with a file of 16 MiB that takes two seconds to read.
 fn directories() -> Result<(Node, PathBuf)> {
     let container = Container::new(200).rootfs(0).subvolume().mp(0, "/data", 0, "backup=1").subvolume();

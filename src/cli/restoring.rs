@@ -3,7 +3,8 @@
 
 use super::{FAILED, complain, say, words};
 use crate::config::{DatacenterCfg, StorageCfg, bandwidth_limit};
-use crate::guest::actions::{LEAVING, Monitor, NodeActions, output};
+use crate::guest::actions::{LEAVING, Monitor, NodeActions};
+use crate::guest::commands::output;
 use crate::guest::conffile::Kind;
 use crate::guest::guard::Guard;
 use crate::guest::record::{Opened, Orphan, Record};

@@ -1,12 +1,12 @@
 //! What recovery does on a real node, by the node's own commands and the monitor.
 
+use super::commands::output;
 use super::conffile::Kind;
 use super::container::power::ContainerPower;
 use super::power::Power;
 use super::recover::{GuestActions, Step};
-use crate::host::{Host, sys};
+use crate::host::Host;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Resumes, thaws and sweeps through the monitor; the lower rooms know how.
@@ -158,35 +158,4 @@ pub fn free_volume(host: &Host, volid: &str) -> Step {
         Err(e) if ["no such", "does not exist", "not found"].iter().any(|t| e.to_lowercase().contains(t)) => Ok(None),
         Err(e) => Err(e),
     }
-}
-
-/// Runs a command of the node and returns what it wrote to stdout.
-///
-/// # Errors
-/// The command, and what it wrote to stderr or how it ended.
-pub fn output(host: &Host, program: &str, args: &[&str]) -> Result<String, String> {
-    run(host.command(program).args(args))
-}
-
-/// As [`output`], for a command that makes something: it ends when we are killed. What it made by then is noted, and whoever
-/// undoes that must not be overtaken by it.
-///
-/// # Errors
-/// As [`output`].
-pub fn output_while_we_live(host: &Host, program: &str, args: &[&str]) -> Result<String, String> {
-    let mut command = host.command(program);
-    sys::end_with_thread(command.args(args));
-    run(&mut command)
-}
-
-fn run(command: &mut Command) -> Result<String, String> {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    let failed = format!("command '{}' failed", words.join(" "));
-    let out = command.stdin(std::process::Stdio::null()).output().map_err(|e| format!("{failed}: {e}"))?;
-    if out.status.success() {
-        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&out.stderr).trim().replace('\n', "; ");
-    Err(if said.is_empty() { format!("{failed}: {}", out.status) } else { format!("{failed}: {said}") })
 }

@@ -2,8 +2,8 @@
 //! (`--fleecing`), or sparse files in the temporary directory.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
+use super::commands::make;
 use super::held::{Held, HeldError};
 use super::record::Intent;
 use super::vm::{Vm, VmDisk};
@@ -140,10 +140,6 @@ fn alloc(
     let failed = |reason| FleecingError::Alloc { volid: volid.to_owned(), reason };
     let kib = size.div_ceil(1024).to_string();
     let mut command = host.command("pvesm");
-    command.args(["alloc", storage, &vmid.to_string(), file, &kib, "--format", format]).stdin(Stdio::null());
-    let output = command.output().map_err(|e| failed(format!("cannot run pvesm: {e}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    command.args(["alloc", storage, &vmid.to_string(), file, &kib, "--format", format]);
+    make(host, vmid, None, &mut command).map(drop).map_err(failed)
 }

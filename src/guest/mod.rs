@@ -2,6 +2,7 @@
 //! what a run did to a guest, the guardian beside the run, and the recovery that undoes what a killed run left.
 
 pub mod actions;
+pub mod commands;
 pub mod conffile;
 pub mod container;
 pub mod fleecing;

@@ -2,6 +2,7 @@
 //! volumes go, then the locks. Every step may be repeated and finds it normal that there is nothing left to do, that the
 //! guest is gone, or that the node was started anew.
 
+use super::commands::wait_for_makers;
 use super::conffile;
 use super::container::freeze;
 use super::record::{Intent, Orphan};
@@ -146,7 +147,7 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
             Ok(thawed) => Ok(thawed.then(|| format!("CT {vmid} runs again"))),
             Err(e) => Err(e.to_string()),
         },
-        Intent::StorageSnapshot { of } => of.remove(host),
+        Intent::StorageSnapshot { of } => wait_for_makers(host, vmid).and_then(|()| of.remove(host)),
         Intent::QemuBackup if claim == LockClaim::UnlessVzdumpRuns && vzdump_runs(host) => {
             Err("a vzdump is running on this node, and the backup may be its".into())
         }
@@ -156,14 +157,9 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::Started => actions.stop(vmid),
         Intent::File { path, .. } => remove_path(host, path, remove_unless_locked),
         Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),
-        Intent::Volume { volid, .. } => match free_unless_named(host, volid, actions) {
-            Ok(None) => {
-                // The command that makes it ends with the run that was killed, but what it has started may take a moment more.
-                std::thread::sleep(LAST_WORDS);
-                free_unless_named(host, volid, actions)
-            }
-            done => done,
-        },
+        Intent::Volume { volid, .. } => {
+            wait_for_makers(host, vmid).and_then(|()| free_unless_named(host, volid, actions))
+        }
         Intent::NewFirewall => match conffile::read(host, vmid) {
             Ok(Some(config)) if !conffile::is_placeholder(&config) => Ok(None),
             Ok(_) => remove_path(host, &conffile::firewall_path(vmid), |p| std::fs::remove_file(p)),
@@ -208,9 +204,6 @@ fn remove_unless_locked(path: &Path) -> io::Result<()> {
     }
     std::fs::remove_file(path)
 }
-
-/// How long a command that was killed while it made a volume may still have an effect.
-const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// How long the removal of one file may take. On a network file system whose server is gone it would never end, and the
 /// guest's lock waits behind it.

@@ -21,6 +21,8 @@ const TICK: Duration = Duration::from_millis(20);
 pub const DRAIN: Duration = Duration::from_millis(500);
 /// How long a command may take to end after TERM before it is killed.
 pub const TERM_GRACE: Duration = Duration::from_secs(5);
+/// The end of a command that may take as long as it likes.
+const LIFETIME: Duration = Duration::from_secs(u32::MAX as u64);
 /// What is kept of an output; the rest is read and forgotten.
 const LONGEST: u64 = 64 << 20;
 
@@ -61,8 +63,36 @@ impl Output {
 /// # Errors
 /// When it cannot be run, or not be ended.
 pub fn run(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel: &Cancel) -> io::Result<Ended> {
-    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    finish(command, input, limit, cancel)
+}
+
+/// Runs a short command of the node with `stdin` and returns what it printed. It is not interruptible: what was begun has to be
+/// known as done or not done. `limit`, if there is one, ends it.
+///
+/// # Errors
+/// One sentence that names the command and what it complained about, else how it ended.
+pub fn said(command: &mut Command, stdin: Stdio, limit: Option<Duration>) -> Result<String, String> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    let ended = finish(command.env("LC_ALL", "C").stdin(stdin), None, limit.unwrap_or(LIFETIME), &Cancel::new());
+    // The command's standard input is not to be kept open by us.
+    command.stdin(Stdio::null());
+    match ended {
+        Ok(Ended::Exited(output)) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Ok(Ended::Exited(output)) => {
+            Err(format!("command '{line}' failed: {}", output.complaint().replace('\n', "; ")))
+        }
+        Ok(Ended::Late(_) | Ended::Cancelled) => Err(format!("command '{line}' failed: got timeout")),
+        Err(error) => Err(format!("command '{line}' failed: {error}")),
+    }
+}
+
+/// As [`run`], for a command whose standard input is settled.
+fn finish(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel: &Cancel) -> io::Result<Ended> {
+    command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     let give_up = Instant::now() + limit;
     let mut child = command.spawn()?;
     let feeder = child

@@ -251,7 +251,7 @@ impl GuestRun<'_> {
         let mut taken = Ok(());
         for (point, snapshot) in snapshots {
             let volid = point.volid().unwrap_or_default().to_owned();
-            taken = snapshot.take(job.host).map_err(|reason| SnapshotError::Command { volid, reason });
+            taken = snapshot.take(job.host, self.vmid.get()).map_err(|reason| SnapshotError::Command { volid, reason });
             // Noted, so it is removed even if it is only half there.
             place.snapshots.push((point, snapshot));
             if taken.is_err() {

@@ -1,6 +1,6 @@
 //! The volumes a restore writes to: which names are free, making one, and where it lies.
 
-use crate::guest::actions::{output, output_while_we_live};
+use crate::guest::commands::{make, output};
 use crate::host::Host;
 use crate::restore::plan::DiskPlan;
 use std::collections::BTreeSet;
@@ -83,12 +83,10 @@ impl Volumes for NodeVolumes<'_> {
 
     fn alloc(&self, volid: &str, disk: &DiskPlan, vmid: u32) -> Result<(), String> {
         let name = volid.rsplit([':', '/']).next().unwrap_or(volid);
-        let (vmid, kib) = (vmid.to_string(), disk.device.size.div_ceil(1024).to_string());
-        let said = output_while_we_live(
-            self.host,
-            "pvesm",
-            &["alloc", &disk.storage, &vmid, name, &kib, "--format", &disk.format],
-        )?;
+        let (id, kib) = (vmid.to_string(), disk.device.size.div_ceil(1024).to_string());
+        let mut pvesm = self.host.command("pvesm");
+        pvesm.args(["alloc", &disk.storage, &id, name, &kib, "--format", &disk.format]);
+        let said = make(self.host, vmid, None, &mut pvesm)?;
         if !said.contains(volid) {
             return Err(format!("pvesm made another volume than '{volid}': {}", said.trim()));
         }

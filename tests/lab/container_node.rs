@@ -253,9 +253,10 @@ impl Node {
     /// When one of them cannot be asked.
     pub fn ct_leftovers(&self, vmid: u32) -> Result<Vec<String>> {
         let mut left = self.ct_leftovers_on_disk(vmid)?;
-        match self.ct_pid(vmid) {
-            Ok(pid) if cgroup::is_frozen(pid)? => left.push(format!("container {vmid} is frozen")),
-            Ok(_) => {}
+        // One that starts or ends at this moment is in no group of its own: it does not run.
+        match self.ct_pid(vmid).and_then(cgroup::is_frozen) {
+            Ok(true) => left.push(format!("container {vmid} is frozen")),
+            Ok(false) => {}
             Err(error) => left.push(format!("{error:#}")),
         }
         Ok(left)

@@ -8,12 +8,11 @@ pub mod snapshot;
 pub mod tree;
 
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
 use crate::config::{ContainerConfig, ContainerError, IdKind, IdMap, MountPoint};
-use crate::host::Cancel;
-use crate::host::Host;
-use crate::host::child::{self, Ended};
-use std::time::Duration;
+use crate::host::{Host, child};
 
 /// How long a command of a storage may take: creating a snapshot, mounting it.
 const COMMAND: Duration = Duration::from_secs(120);
@@ -61,27 +60,9 @@ impl Container {
     }
 }
 
-/// Runs a short command of the node; what it printed, or one sentence that names the command and what it complained about.
+/// As [`commands::output`](super::commands::output), for a command that is to be short.
 fn output(host: &Host, program: &str, args: &[&str]) -> Result<String, String> {
-    let mut command = host.command(program);
-    finished(command.args(args).env("LC_ALL", "C"))
-}
-
-/// As [`output`], for a command that is ready to run.
-fn finished(command: &mut std::process::Command) -> Result<String, String> {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
-    // Not interruptible: what was begun has to be known as done or not done.
-    match child::run(command, None, COMMAND, &Cancel::new()) {
-        Ok(Ended::Exited(output)) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        }
-        Ok(Ended::Exited(output)) => {
-            Err(format!("command '{line}' failed: {}", output.complaint().replace('\n', "; ")))
-        }
-        Ok(Ended::Late(_) | Ended::Cancelled) => Err(format!("command '{line}' failed: got timeout")),
-        Err(error) => Err(format!("command '{line}' failed: {error}")),
-    }
+    child::said(host.command(program).args(args), Stdio::null(), Some(COMMAND))
 }
 
 /// Where the volumes are mounted, in a namespace of our own; as a path of the node.

@@ -5,16 +5,16 @@
 use std::any::Any;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use super::finished;
+use super::COMMAND;
 use super::snapshot::Mountable;
-use crate::host::{Host, sys};
+use crate::host::{Host, child, sys};
 
 /// A volume could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -255,7 +255,8 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         if let Some(kind) = kind {
             command.args(["-t", kind]);
         }
-        finished(command.arg("-o").arg(options.join(",")).arg(&source).arg(at)).map(drop)
+        let command = command.arg("-o").arg(options.join(",")).arg(&source).arg(at);
+        child::said(command, Stdio::null(), Some(COMMAND)).map(drop)
     };
     // XFS has to be told that the original of a snapshot is mounted elsewhere.
     let also = |first: String| {

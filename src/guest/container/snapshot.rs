@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::output;
+use super::{COMMAND, output};
+use crate::guest::commands::make;
 use crate::guest::recover::Step;
 use crate::host::Host;
 use crate::storage::{VolId, VolumeError, Volumes};
@@ -110,26 +111,28 @@ impl StorageSnapshot {
         })
     }
 
-    /// Makes the snapshot.
+    /// Makes the snapshot, which is noted for guest `vmid`.
     ///
     /// # Errors
     /// What the storage's command said.
-    pub fn take(&self, host: &Host) -> Result<(), String> {
+    pub fn take(&self, host: &Host, vmid: u32) -> Result<(), String> {
+        let run =
+            |program: &str, args: &[&str]| make(host, vmid, Some(COMMAND), host.command(program).args(args)).map(drop);
         match self {
             Self::Btrfs { subvolume, image } => {
                 let (from, to) = (host.path(subvolume), host.path(beside(subvolume)));
                 let read_only: &[&str] = if image.is_some() { &[] } else { &["-r"] };
                 let (from, to) = (text(&from), text(&to));
                 let words = [&["-q", "subvolume", "snapshot"], read_only, &["--", &from, &to]].concat();
-                run(host, "btrfs", &words)
+                run("btrfs", &words)
             }
             Self::LvmThin { group, volume } => {
                 let origin = format!("{group}/{volume}");
-                run(host, "lvcreate", &["-n", &lvm_name(volume), "-s", &origin])?;
+                run("lvcreate", &["-n", &lvm_name(volume), "-s", &origin])?;
                 // Snapshots of thin volumes are not activated by themselves.
-                run(host, "lvchange", &["-ay", "-K", &format!("{group}/{}", lvm_name(volume))])
+                run("lvchange", &["-ay", "-K", &format!("{group}/{}", lvm_name(volume))])
             }
-            Self::Zfs { dataset } => run(host, "zfs", &["snapshot", &format!("{dataset}@{NAME}")]),
+            Self::Zfs { dataset } => run("zfs", &["snapshot", &format!("{dataset}@{NAME}")]),
         }
     }
 

@@ -1,0 +1,103 @@
+//! Commands of the node that work on guests and their volumes. Those that *make* something are marked: what they make is noted in
+//! the guest's record before, and if we are killed meanwhile they may go on without us. Whoever undoes the note waits until they are
+//! through; else it would find nothing, strike the note out, and the command would make its thing a moment later.
+//!
+//! The mark is a lock that such a command holds as its standard input, so that the kernel lets go of it when the last process that
+//! works on the thing is gone. Standard input, because LVM's programs close every other file they were given.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::record::DIRECTORY;
+use crate::host::Host;
+use crate::host::child;
+use crate::host::files;
+
+/// How long what a killed run has begun to make is waited for before what it made is removed; whoever undoes comes again later.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a command of the node and returns what it wrote to stdout.
+///
+/// # Errors
+/// The command, and what it wrote to stderr or how it ended.
+pub fn output(host: &Host, program: &str, args: &[&str]) -> Result<String, String> {
+    child::said(host.command(program).args(args), Stdio::null(), None)
+}
+
+/// As [`output`], for a command that makes what was noted for guest `vmid`; ended after `limit`, if there is one.
+///
+/// # Errors
+/// As [`output`], and when it cannot be marked; then it is not run.
+pub fn make(host: &Host, vmid: u32, limit: Option<Duration>, command: &mut Command) -> Result<String, String> {
+    let marked = mark(host, vmid).map_err(|e| format!("marking what is made for guest {vmid} failed: {e}"))?;
+    child::said(command, marked.into(), limit)
+}
+
+/// Waits until nothing is made for guest `vmid` any more.
+///
+/// # Errors
+/// When a command of a killed run goes on, or nobody can tell.
+pub fn wait_for_makers(host: &Host, vmid: u32) -> Result<(), String> {
+    match files::lock(&path(host, vmid), PATIENCE) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err("a command of the killed run is still making it".into()),
+        Err(e) => Err(format!("whether a command of the killed run is still making it cannot be told: {e}")),
+    }
+}
+
+/// Many may make something at once, but nobody while somebody undoes. The lock belongs to the open file, not to us: it is the
+/// command's as well.
+fn mark(host: &Host, vmid: u32) -> io::Result<File> {
+    let path = path(host, vmid);
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+    file.lock_shared()?;
+    Ok(file)
+}
+
+fn path(host: &Host, vmid: u32) -> PathBuf {
+    host.path(DIRECTORY).join(format!("{vmid}.making"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn what_is_still_made_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        assert_eq!(wait_for_makers(&host, 100), Ok(()));
+        // The command ends at once, and a child of its in the background makes on.
+        let made = dir.path().join("made");
+        let script = format!("exec 3<&0; (sleep 1; touch '{}') <&3 >/dev/null 2>&1 & echo begun", made.display());
+        let said = make(&host, 100, None, host.command("sh").args(["-c", &script])).unwrap();
+        assert_eq!(said, "begun\n");
+        assert!(!made.exists());
+        assert_eq!((wait_for_makers(&host, 101), wait_for_makers(&host, 100)), (Ok(()), Ok(())));
+        assert!(made.exists());
+    }
+
+    #[test]
+    fn a_command_that_fails_or_hangs_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        let failed = output(&host, "sh", &["-c", "echo 'no space' >&2; echo left >&2; exit 3"]).unwrap_err();
+        assert!(failed.starts_with("command 'sh -c ") && failed.ends_with("failed: no space; left"), "{failed}");
+        assert!(output(&host, "sh", &["-c", "exit 3"]).unwrap_err().ends_with("failed: exit status: 3"));
+        let begun = Instant::now();
+        let limit = Some(Duration::from_millis(50));
+        let late = make(&host, 100, limit, host.command("sleep").arg("60")).unwrap_err();
+        assert!(
+            late == "command 'sleep 60' failed: got timeout" && begun.elapsed() < Duration::from_secs(50),
+            "{late}"
+        );
+        assert_eq!(wait_for_makers(&host, 100), Ok(()));
+    }
+}
