@@ -301,7 +301,7 @@ fn killed_while_the_storage_makes_its_snapshot() -> Result<()> {
     std::fs::write(&slow, script)?;
     std::fs::set_permissions(&slow, Permissions::from_mode(0o755))?;
     node.ct_start(200)?;
-    let mut run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "snapshot"])?;
+    let run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "snapshot"])?;
     let deadline = Instant::now() + Duration::from_secs(30);
     while !begun.exists() {
         ensure!(Instant::now() < deadline, "no snapshot is made: {}", run.stdout_so_far()?);
