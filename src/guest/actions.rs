@@ -1,6 +1,6 @@
 //! What recovery does on a real node, by the node's own commands and the monitor.
 
-use super::commands::output;
+use super::commands::{is_at_work, output};
 use super::conffile::Kind;
 use super::container::power::ContainerPower;
 use super::power::Power;
@@ -46,6 +46,8 @@ impl NodeActions<'_> {
 
 /// How long a guest that was told to shut down may take to do so, when the run that told it is gone.
 pub const LEAVING: Duration = Duration::from_secs(180);
+/// How long a container may still take that the command to shut it down does not wait for any more.
+const LATE: Duration = Duration::from_secs(10);
 
 impl NodeActions<'_> {
     /// Waits until the QEMU process `leaving` of a guest is gone. False when it stays: not every guest obeys.
@@ -66,12 +68,14 @@ impl NodeActions<'_> {
     /// As [`GuestActions::start`]; `leaving` is the first process of a container that was told to shut down.
     fn start_container(&self, vmid: u32, leaving: Option<u32>) -> Step {
         let power = ContainerPower::new(self.host, vmid);
-        let give_up = Instant::now() + self.leaving;
+        let begun = Instant::now();
         while power.is_running().map_err(|e| e.to_string())? {
+            // The command that shuts it down waits for it. Without one it was not told yet, or did not obey in time.
+            let patience = if is_at_work(self.host, vmid) { self.leaving } else { self.leaving.min(LATE) };
             // It was started again meanwhile, or does not obey.
             if leaving.is_none()
                 || power.init().ok().is_some_and(|pid| Some(pid) != leaving)
-                || Instant::now() > give_up
+                || begun.elapsed() > patience
             {
                 return Ok(None);
             }

@@ -1,6 +1,6 @@
-//! Commands of the node that work on guests and their volumes. Those that *make* something are marked: what they make is noted in
-//! the guest's record before, and if we are killed meanwhile they may go on without us. Whoever undoes the note waits until they are
-//! through; else it would find nothing, strike the note out, and the command would make its thing a moment later.
+//! Commands of the node that work on guests and their volumes. Those whose effect is noted in the guest's record before they run
+//! (what they make, a container's shutdown) are marked: if we are killed meanwhile they go on without us. Whoever undoes the note
+//! waits for them; else it would find nothing, strike the note out, and the command would have its effect a moment later.
 //!
 //! The mark is a lock that such a command holds as its standard input, so that the kernel lets go of it when the last process that
 //! works on the thing is gone. Standard input, because LVM's programs close every other file they were given.
@@ -48,9 +48,17 @@ pub fn wait_for_makers(host: &Host, vmid: u32) -> Result<(), String> {
     }
 }
 
-/// Many may make something at once, but nobody while somebody undoes. The lock belongs to the open file, not to us: it is the
-/// command's as well.
-fn mark(host: &Host, vmid: u32) -> io::Result<File> {
+/// Whether a command that was marked for guest `vmid` is at work. Yes, when nobody can tell.
+pub fn is_at_work(host: &Host, vmid: u32) -> bool {
+    !matches!(files::lock(&path(host, vmid), Duration::ZERO), Ok(Some(_)))
+}
+
+/// The mark of a command for guest `vmid`: its standard input. Many may be at work at once, but nobody while somebody undoes. The
+/// lock belongs to the open file, not to us: it is the command's as well.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn mark(host: &Host, vmid: u32) -> io::Result<File> {
     let path = path(host, vmid);
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
@@ -61,7 +69,7 @@ fn mark(host: &Host, vmid: u32) -> io::Result<File> {
 }
 
 fn path(host: &Host, vmid: u32) -> PathBuf {
-    host.path(DIRECTORY).join(format!("{vmid}.making"))
+    host.path(DIRECTORY).join(format!("{vmid}.at-work"))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! action and a `done` line after it was undone. Appending is one write; a torn last line belongs to an action that never
 //! began. The owner holds a lock on `<vmid>.lock` as long as it lives: whoever gets that lock knows the owner is gone.
 
+use super::actions::LEAVING;
 use crate::host::files::{self, sync_parent};
 use crate::host::{Host, procfs};
 use nix::fcntl::Flock;
@@ -21,8 +22,8 @@ use words::{Line, parse};
 
 /// Directory of the records on the node. Below `/var/lib`, so that it outlives a reboot.
 pub const DIRECTORY: &str = "/var/lib/vzkeep";
-/// How long the guardian of a killed run may take to undo what it left.
-const RECOVERY: Duration = Duration::from_secs(30);
+/// How long the guardian of a killed run may take to undo what it left: a guest that was told to shut down takes the longest.
+const RECOVERY: Duration = LEAVING.saturating_add(Duration::from_secs(60));
 
 /// The record could not be opened or written.
 #[derive(Debug, thiserror::Error)]

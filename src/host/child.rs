@@ -1,14 +1,17 @@
 //! Commands that may hang: run with a deadline and the wish to stop, as a process group of their own, which is ended whole. TERM
 //! first, KILL for those that do not listen. Nobody waits for a process that cannot be ended, or for one that has our pipes.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
@@ -21,6 +24,8 @@ const TICK: Duration = Duration::from_millis(20);
 pub const DRAIN: Duration = Duration::from_millis(500);
 /// How long a command may take to end after TERM before it is killed.
 pub const TERM_GRACE: Duration = Duration::from_secs(5);
+/// The most a pipe holds, unless the node's administrator allows more.
+const PIPE: usize = 1 << 20;
 /// The end of a command that may take as long as it likes.
 const LIFETIME: Duration = Duration::from_secs(u32::MAX as u64);
 /// What is kept of an output; the rest is read and forgotten.
@@ -100,9 +105,13 @@ fn finish(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel
         .take()
         .zip(input)
         .map(|(mut stdin, input)| std::thread::spawn(move || stdin.write_all(&input).err()));
-    let outputs = (child.stdout.take().map(Reader::start), child.stderr.take().map(Reader::start));
+    let mut outputs =
+        [Pipe::new(child.stdout.take().map(OwnedFd::from))?, Pipe::new(child.stderr.take().map(OwnedFd::from))?];
     let status = loop {
-        if let Some(status) = child.try_wait()? {
+        // Asked before the pipes are read: what it wrote before it ended is in them.
+        let ended = child.try_wait()?;
+        outputs.iter_mut().try_for_each(Pipe::read)?;
+        if let Some(status) = ended {
             break status;
         }
         let late = Instant::now() >= give_up;
@@ -110,42 +119,65 @@ fn finish(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel
             end_group(&mut child)?;
             return Ok(if late { Ended::Late(limit) } else { Ended::Cancelled });
         }
-        std::thread::sleep(TICK);
+        wait(&outputs, TICK)?;
     };
+    // A child of its may have more to say, and may also keep the pipes open for ever.
     let drained = Instant::now() + DRAIN;
-    let [stdout, stderr] = [outputs.0, outputs.1].map(|reader| reader.map_or_else(Vec::new, |r| r.take(drained)));
+    while outputs.iter().any(|pipe| pipe.end.is_some()) && Instant::now() < drained {
+        wait(&outputs, TICK)?;
+        outputs.iter_mut().try_for_each(Pipe::read)?;
+    }
+    let [stdout, stderr] = outputs.map(|pipe| pipe.said);
+    while feeder.as_ref().is_some_and(|feeder| !feeder.is_finished()) && Instant::now() < drained {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     // A feeder that is stuck feeds a child of the command, which is none of ours.
     let unfed = feeder.filter(JoinHandle::is_finished).and_then(|feeder| feeder.join().ok().flatten());
     Ok(Ended::Exited(Output { status, stdout, stderr, unfed }))
 }
 
-/// Reads an output in a thread of its own: a child of the command may keep it open for ever.
-struct Reader {
-    said: Arc<Mutex<Vec<u8>>>,
-    thread: JoinHandle<()>,
+/// An output of a command and what was read of it.
+struct Pipe {
+    /// None when it is at its end.
+    end: Option<File>,
+    said: Vec<u8>,
 }
 
-impl Reader {
-    fn start(mut pipe: impl Read + Send + 'static) -> Self {
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&said);
-        let thread = std::thread::spawn(move || {
-            let mut piece = vec![0; 64 << 10];
-            while let Ok(read @ 1..) = pipe.read(&mut piece) {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                if kept.len() as u64 <= LONGEST {
-                    kept.extend_from_slice(&piece[..read]);
-                }
-            }
-        });
-        Self { said, thread }
+impl Pipe {
+    /// # Errors
+    /// When it cannot be told not to wait.
+    fn new(end: Option<OwnedFd>) -> io::Result<Self> {
+        if let Some(end) = &end {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self { end: end.map(File::from), said: Vec::new() })
     }
 
-    fn take(self, until: Instant) -> Vec<u8> {
-        while !self.thread.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
+    /// Reads what is there; of a command that never stops writing, only as much as a pipe can hold.
+    fn read(&mut self) -> io::Result<()> {
+        let mut piece = [0; 16 << 10];
+        for _ in 0..PIPE / piece.len() {
+            let Some(end) = &mut self.end else { break };
+            match end.read(&mut piece) {
+                Ok(0) => self.end = None,
+                Ok(read) if self.said.len() as u64 <= LONGEST => self.said.extend_from_slice(&piece[..read]),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
-        std::mem::take(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(())
+    }
+}
+
+/// Waits until one of them has something to read, or for `most`; that long when both are at their end.
+fn wait(pipes: &[Pipe], most: Duration) -> io::Result<()> {
+    let ends: Vec<_> = pipes.iter().filter_map(|pipe| pipe.end.as_ref()).collect();
+    let mut polled: Vec<_> = ends.iter().map(|end| PollFd::new(end.as_fd(), PollFlags::POLLIN)).collect();
+    match poll(&mut polled, PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -223,6 +255,16 @@ mod tests {
         let ended = run(&mut shell("echo a; sleep 20 &"), None, Duration::from_secs(30), &Cancel::new()).unwrap();
         let Ended::Exited(output) = ended else { panic!("{ended:?}") };
         assert!(output.stdout == b"a\n" && begun.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn all_of_a_long_output_and_a_flood_that_ends() {
+        let long = "i=0; while [ $i -lt 40000 ]; do echo 0123456789 $i; i=$((i+1)); done";
+        let ended = run(&mut shell(long), None, Duration::from_secs(60), &Cancel::new()).unwrap();
+        let Ended::Exited(output) = ended else { panic!("{ended:?}") };
+        assert!(output.stdout.ends_with(b"\n0123456789 39999\n"), "{}", output.stdout.len());
+        let limit = Duration::from_millis(300);
+        assert!(matches!(run(&mut shell("exec yes"), None, limit, &Cancel::new()), Ok(Ended::Late(_))));
     }
 
     #[test]

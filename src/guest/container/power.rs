@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::output;
+use crate::guest::commands::mark;
 use crate::host::{Cancel, Host};
 
 /// How often a wait looks at the wish to stop.
@@ -97,15 +98,15 @@ impl ContainerPower {
         let failed = |reason: String| ContainerPowerError::Command(format!("{command}: {reason}"));
         let io = |error: std::io::Error| failed(error.to_string());
         let mut stop = self.host.command("lxc-stop");
-        stop.args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Who undoes what we did sees by the mark whether the container has been told and is about to end.
+        stop.args(&args).stdin(mark(&self.host, self.vmid).map_err(io)?).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = stop.spawn().map_err(io)?;
         let status = loop {
             if let Some(status) = child.try_wait().map_err(io)? {
                 break status;
             }
             if cancel.is_set() {
-                // It only waits; the container keeps what it was told.
-                child.kill().and_then(|()| child.wait()).map_err(io)?;
+                // The container keeps what it was told, and the command waits for it.
                 return Err(ContainerPowerError::Interrupted);
             }
             std::thread::sleep(TICK);
