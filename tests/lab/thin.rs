@@ -77,9 +77,9 @@ impl Node {
             ensure!(Instant::now() < give_up, "nbd-server makes no socket: {}", server.stdout_so_far()?);
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Not in the node's world: its processes would be taken for leftovers.
+        // A kernel waits for ever for a server, unless it is told not to. Not in the node's world: its processes would be taken for leftovers.
         let mut client = Command::new("nbd-client");
-        client.arg("-unix").arg(&socket).args(["-N", "far", NBD]);
+        client.arg("-unix").arg(&socket).args(["-N", "far", "-timeout", "5", NBD]);
         let said = client.output().context("nbd-client cannot be started")?;
         ensure!(said.status.success(), "nbd-client: {}", String::from_utf8_lossy(&said.stderr));
         lvm("vgcreate", &["-ff", "-y", FAR, NBD])?;
