@@ -12,6 +12,7 @@ use nix::sys::statfs::{self, FsType, statfs};
 
 use super::guest_run::{GuestError, GuestRun};
 use crate::config::MountPoint;
+use crate::guest::commands::wait_for_makers;
 use crate::guest::container::activate::Activation;
 use crate::guest::container::mounts::{Mount, Room};
 use crate::guest::container::snapshot::{Mountable, SnapshotError, StorageSnapshot};
@@ -328,7 +329,8 @@ impl GuestRun<'_> {
             log.info("cleanup temporary 'vzdump' snapshot");
         }
         for (_, of) in place.snapshots {
-            match of.remove(job.host) {
+            // One that took too long to make may still come into being.
+            match wait_for_makers(job.host, self.vmid.get()).and_then(|()| of.remove(job.host)) {
                 Ok(_) => held.done(&Intent::StorageSnapshot { of })?,
                 Err(reason) => result = Err(GuestError::LeftOver { what: of.to_string(), reason }),
             }
