@@ -1,5 +1,6 @@
 # make setup   installs what is missing        make demo   the whole thing, once, before your eyes
 # make test    lint and all tests              make bench  the speed table
+# make test-system   the tests that need a kernel of their own (make test runs them, too)
 PREFIX ?= /usr
 CARGO ?= cargo
 LIBDIR = $(PREFIX)/lib/vzkeep
@@ -9,7 +10,7 @@ FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 # Debian's zsh looks into vendor-completions below /usr, and into site-functions below /usr/local.
 ZSHDIR = $(PREFIX)/share/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-.PHONY: all setup demo test soak bench lint fmt install
+.PHONY: all setup demo test test-system soak bench lint fmt install
 
 all:
 	$(CARGO) build --release --bins
@@ -23,7 +24,11 @@ demo: setup
 
 # One test after the other: on two cores, guests and QEMU processes side by side disturb each other's deadlines.
 test: setup lint
-	RUST_TEST_THREADS=1 $(CARGO) test
+	VZKEEP_SYSTEM=1 RUST_TEST_THREADS=1 $(CARGO) test
+
+# Storages on device-mapper, in a guest that QEMU emulates: some minutes without KVM.
+test-system: setup
+	VZKEEP_SYSTEM=1 $(CARGO) test --test system -- --nocapture
 
 # The long run of the tests that are kept short above.
 soak: setup

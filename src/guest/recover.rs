@@ -111,6 +111,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::ShutDown { .. } => 4,
         Intent::Volume { .. } => 5,
         Intent::StorageSnapshot { .. } => 5,
+        Intent::SwitchedOn { .. } => 5,
         Intent::File { .. } => 6,
         Intent::Dir { .. } => 7,
         Intent::NewFirewall => 7,
@@ -129,6 +130,7 @@ pub fn describe(intent: &Intent) -> String {
         Intent::Frozen => "frozen file systems of the guest".into(),
         Intent::StandsStill { .. } => "frozen container".into(),
         Intent::StorageSnapshot { of } => of.to_string(),
+        Intent::SwitchedOn { of } => format!("{of}, which was switched on"),
         Intent::ShutDown { .. } => "shut down guest".into(),
         Intent::Started => "started guest".into(),
         Intent::QemuBackup => "backup that the guest's QEMU sends".into(),
@@ -148,6 +150,7 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
             Err(e) => Err(e.to_string()),
         },
         Intent::StorageSnapshot { of } => wait_for_makers(host, vmid).and_then(|()| of.remove(host)),
+        Intent::SwitchedOn { of } => wait_for_makers(host, vmid).and_then(|()| of.switch_off(host, None)),
         Intent::QemuBackup if claim == LockClaim::UnlessVzdumpRuns && vzdump_runs(host) => {
             Err("a vzdump is running on this node, and the backup may be its".into())
         }

@@ -13,6 +13,7 @@ use nix::sys::statfs::{self, FsType, statfs};
 use super::guest_run::{GuestError, GuestRun};
 use crate::config::MountPoint;
 use crate::guest::commands::wait_for_makers;
+use crate::guest::container::activate::Activation;
 use crate::guest::container::mounts::{Mount, Room};
 use crate::guest::container::snapshot::{Mountable, SnapshotError, StorageSnapshot};
 use crate::guest::container::tree::{Complaints, Excludes, Tar, TreeError, verdict, wait};
@@ -51,6 +52,8 @@ pub(super) struct Place {
     pub(super) attributes: bool,
     /// The snapshots that were made.
     pub(super) snapshots: Vec<(MountPoint, StorageSnapshot)>,
+    /// The volumes that were off.
+    switched_on: Vec<(Activation, Option<PathBuf>)>,
 }
 
 impl GuestRun<'_> {
@@ -134,7 +137,24 @@ impl GuestRun<'_> {
         &self,
         container: &Container,
         excludes: &Excludes,
-        place: &Place,
+        place: &mut Place,
+        held: &mut Held,
+    ) -> Result<(), GuestError> {
+        let archived = self.archive_volumes(container, excludes, place, held);
+        // Before the lock goes: whoever starts the container switches them on, and must not be overtaken.
+        let off = self.leave_as_found(place, held);
+        archived?;
+        if let Err(error) = off {
+            self.job.log.warn(&error.to_string());
+        }
+        Ok(())
+    }
+
+    fn archive_volumes(
+        &self,
+        container: &Container,
+        excludes: &Excludes,
+        place: &mut Place,
         held: &mut Held,
     ) -> Result<(), GuestError> {
         let (job, log) = (self.job, &self.job.log);
@@ -150,7 +170,7 @@ impl GuestRun<'_> {
         let mount_points = if in_copy {
             vec!["."]
         } else {
-            room.mount(&mount_place(), &self.mounts(container, place)?)?;
+            room.mount(&mount_place(), &self.mounts(container, place, held)?)?;
             container.included().map(|point| point.mp.as_str()).collect()
         };
         let mounted = job.host.path(mount_place());
@@ -170,7 +190,7 @@ impl GuestRun<'_> {
     }
 
     /// What is mounted for the archive: snapshots, or the volumes of a container that is off.
-    fn mounts(&self, container: &Container, place: &Place) -> Result<Vec<Mount>, GuestError> {
+    fn mounts(&self, container: &Container, place: &mut Place, held: &mut Held) -> Result<Vec<Mount>, GuestError> {
         let mut mounts = Vec::new();
         for point in container.included() {
             let snapshot = place.snapshots.iter().find(|(of, _)| of.key == point.key);
@@ -178,8 +198,8 @@ impl GuestRun<'_> {
             let source = match snapshot {
                 Some((_, snapshot)) => snapshot
                     .open(self.job.host)
-                    .map_err(|reason| SnapshotError::Command { volid: volid.to_owned(), reason })?,
-                None => self.volume(point, volid)?,
+                    .map_err(|reason| SnapshotError::SwitchOn { volid: volid.to_owned(), reason })?,
+                None => self.volume(point, volid, place, held)?,
             };
             mounts.push(Mount {
                 key: point.key.clone(),
@@ -193,8 +213,17 @@ impl GuestRun<'_> {
     }
 
     /// A volume of a container that is off.
-    fn volume(&self, point: &MountPoint, volid: &str) -> Result<Mountable, GuestError> {
+    fn volume(
+        &self,
+        point: &MountPoint,
+        volid: &str,
+        place: &mut Place,
+        held: &mut Held,
+    ) -> Result<Mountable, GuestError> {
         use std::os::unix::fs::FileTypeExt;
+        if let Some(of) = Activation::of(self.job.host, self.job.volumes, volid)? {
+            return Ok(Mountable::Device(self.switch_on(of, volid, place, held)?));
+        }
         let path = self.job.volumes.path(volid)?;
         // The directory of a dataset that is not mounted is empty, and so would be the backup.
         let empty = || std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none());
@@ -207,6 +236,38 @@ impl GuestRun<'_> {
             kind if kind.is_block_device() => Mountable::Device(path),
             _ => Mountable::Image(path),
         })
+    }
+
+    /// Makes sure that a block volume can be read on this node.
+    fn switch_on(
+        &self,
+        of: Activation,
+        volid: &str,
+        place: &mut Place,
+        held: &mut Held,
+    ) -> Result<PathBuf, GuestError> {
+        let host = self.job.host;
+        let failed = |reason| SnapshotError::SwitchOn { volid: volid.to_owned(), reason };
+        if let Some(device) = of.device(host, self.job.volumes, volid).map_err(failed)? {
+            return Ok(device);
+        }
+        held.note(&Intent::SwitchedOn { of: of.clone() })?;
+        let device = of.switch_on(host, self.vmid.get());
+        // One that could not be switched on may be half there.
+        place.switched_on.push((of, device.as_ref().ok().cloned()));
+        Ok(device.map_err(failed)?)
+    }
+
+    /// Leaves the volumes as they were found.
+    fn leave_as_found(&self, place: &mut Place, held: &mut Held) -> Result<(), GuestError> {
+        let mut result = Ok(());
+        for (of, device) in place.switched_on.drain(..).rev() {
+            match of.switch_off(self.job.host, device.as_deref()) {
+                Ok(_) => held.done(&Intent::SwitchedOn { of })?,
+                Err(reason) => result = Err(GuestError::StaysOn { what: of.to_string(), reason }),
+            }
+        }
+        result
     }
 
     fn is_unmounted_dataset(&self, volid: &str, path: &Path) -> bool {

@@ -88,6 +88,8 @@ pub(super) enum GuestError {
     StartedMeanwhile(Vmid),
     #[error("{what}, which an earlier run left, cannot be removed: {reason}")]
     LeftOver { what: String, reason: String },
+    #[error("{what} was off before the backup and cannot be switched off again: {reason}")]
+    StaysOn { what: String, reason: String },
     #[error(transparent)]
     Freeze(FreezeError),
     #[error("volume '{volid}' is not mounted: '{path}' is empty or on another file system", path = path.display())]

@@ -104,6 +104,10 @@ fn fill(storages: &Storages, container: &Container, volume: &Volume, tree: &Path
         copy(tree, &made.path)?;
     } else {
         make_ext4(&made.path, tree)?;
+        if made.group.is_some() {
+            // As a node makes them: no other one may mount it.
+            done(Command::new("tune2fs").args(["-O", "mmp"]).arg(&made.path))?;
+        }
     }
     Ok(made.volid)
 }

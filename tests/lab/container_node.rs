@@ -237,6 +237,9 @@ impl Node {
             let mut mount = Command::new("mount");
             if volume.is_dir() {
                 mount.args(["--bind", "-o", "ro"]);
+            } else if volume.starts_with("/dev") {
+                super::stand_in::lvm("lvchange", &["-ay", &volume.display().to_string()])?;
+                mount.args(["-o", "ro,noload"]);
             } else {
                 mount.args(["-o", "loop,ro,noload"]);
             }
@@ -288,7 +291,12 @@ impl Node {
                 left.push(format!("loop device {device} of {file}"));
             }
         }
-        for storage in Storages::load(self.machine())?.all() {
+        let storages = Storages::load(self.machine())?;
+        for group in storages.groups() {
+            let snapshots = group.names()?.into_iter().filter(|name| name.starts_with("snap_"));
+            left.extend(snapshots.map(|name| format!("snapshot {}/{name}", group.group)));
+        }
+        for storage in storages.all() {
             let images = storage.join("images").join(vmid.to_string());
             for entry in std::fs::read_dir(images).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().contains('@') {

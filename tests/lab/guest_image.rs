@@ -76,7 +76,7 @@ pub fn boot() -> Result<Boot> {
             ("witness".to_owned(), witness),
             ("bin/busybox".to_owned(), std::fs::read(&busybox)?),
         ];
-        files.extend(driver_files(&modules)?);
+        files.extend(driver_files(&modules, MODULES)?);
         store(&plain, &cpio(&files)?)?;
         if let Some((ga, mke2fs)) = &agent {
             files.extend(with_libraries(ga, "usr/sbin/qemu-ga")?);
@@ -154,9 +154,10 @@ pub fn build_static(source: &Path, cache: &Path) -> Result<Vec<u8>> {
     Ok(std::fs::read(&program)?)
 }
 
-fn driver_files(modules: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+/// The drivers `names` below the directory `modules`, as files of an initramfs in their order.
+pub(super) fn driver_files(modules: &Path, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
-    for (i, name) in MODULES.iter().enumerate() {
+    for (i, name) in names.iter().enumerate() {
         let Some(path) = find_module(modules, name)? else { continue };
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let bytes = match extension {
@@ -206,7 +207,7 @@ fn with_libraries(program: &Path, name: &str) -> Result<Vec<(String, Vec<u8>)>> 
 }
 
 /// An archive in the kernel's `newc` format: files with mode 755, their directories, a few empty ones and the console.
-fn cpio(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+pub(super) fn cpio(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut dirs: Vec<String> = ["dev", "proc", "sys", "mnt", "run", "tmp"].map(str::to_owned).to_vec();
     for (name, _) in files {
         dirs.extend(Path::new(name).ancestors().skip(1).map(|dir| dir.display().to_string()));

@@ -29,6 +29,8 @@ pub mod record;
 pub mod run;
 pub mod serial;
 pub mod stand_in;
+pub mod system_guest;
+pub mod thin;
 pub mod tree_compare;
 pub mod trip;
 

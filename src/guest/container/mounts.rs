@@ -244,9 +244,10 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         }
         Mountable::Device(path) | Mountable::Directory(path) => (None, path.clone()),
     };
-    // What may change is mounted writable, as the original does: a file system that was not unmounted in order shows its files
-    // only when its journal is worked off.
-    if what.frozen || kind.is_some() {
+    // A file system that was not unmounted in order shows its files only when its journal is worked off. The kernel does that for
+    // one that is mounted read-only, too, if what it lies on can be written: not so a loop device that is read-only.
+    // Mounted writable, ext4 would wait 20 seconds for another node that might have it (`mmp`, which a node's volumes have).
+    if what.frozen || !matches!(what.source, Mountable::Image(_)) {
         options.push("ro");
     }
     let try_mount = |options: &[&str]| {

@@ -40,6 +40,14 @@ pub enum SnapshotError {
         /// Why not.
         reason: String,
     },
+    /// The volume or its snapshot is there, but cannot be read on this node.
+    #[error("cannot switch on volume '{volid}': {reason}")]
+    SwitchOn {
+        /// The volume.
+        volid: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// The snapshot of one volume, in the words of what makes and removes it.
@@ -128,9 +136,7 @@ impl StorageSnapshot {
             }
             Self::LvmThin { group, volume } => {
                 let origin = format!("{group}/{volume}");
-                run("lvcreate", &["-n", &lvm_name(volume), "-s", &origin])?;
-                // Snapshots of thin volumes are not activated by themselves.
-                run("lvchange", &["-ay", "-K", &format!("{group}/{}", lvm_name(volume))])
+                run("lvcreate", &["-n", &lvm_name(volume), "-s", &origin])
             }
             Self::Zfs { dataset } => run("zfs", &["snapshot", &format!("{dataset}@{NAME}")]),
         }
@@ -145,7 +151,11 @@ impl StorageSnapshot {
             Self::Btrfs { subvolume, image: None } => Mountable::Directory(host.path(beside(subvolume))),
             Self::Btrfs { subvolume, image: Some(image) } => Mountable::Image(host.path(beside(subvolume)).join(image)),
             Self::LvmThin { group, volume } => {
-                Mountable::Device(PathBuf::from(format!("/dev/{group}/{}", lvm_name(volume))))
+                let name = format!("{group}/{}", lvm_name(volume));
+                // Snapshots of thin volumes are not activated by themselves. Not done when they are taken: the container
+                // stands still then.
+                output(host, "lvchange", &["-ay", "-K", &name])?;
+                Mountable::Device(host.path(format!("/dev/{name}")))
             }
             Self::Zfs { dataset } => Mountable::Zfs(format!("{dataset}@{NAME}")),
         })

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::container::activate::Activation;
 use crate::guest::container::snapshot::StorageSnapshot;
 
 /// Something a run is about to do to a guest or to the node, in the words of what has to be undone.
@@ -32,6 +33,11 @@ pub enum Intent {
     StorageSnapshot {
         /// Which.
         of: StorageSnapshot,
+    },
+    /// A volume of a container that is off, which is switched on for the backup.
+    SwitchedOn {
+        /// Which.
+        of: Activation,
     },
     /// We shut the guest down; it has to run again.
     ShutDown {
@@ -79,6 +85,7 @@ impl Intent {
             Self::Paused
                 | Self::Frozen
                 | Self::StandsStill { .. }
+                | Self::SwitchedOn { .. }
                 | Self::Session { .. }
                 | Self::QemuBackup
                 | Self::Started

@@ -103,8 +103,16 @@ fn mounts(machine: &Machine, dir: &Path, config: &GuestConfig) -> Result<String>
             (machine.path(source), format!("--bind -o {read_only}"))
         } else {
             let volume = storages.volume(source)?;
-            let directory = volume.format == "subvol";
-            (volume.path, if directory { format!("--bind -o {read_only}") } else { format!("-o loop,{read_only}") })
+            let how = match (volume.format.as_str(), &volume.group) {
+                ("subvol", _) => format!("--bind -o {read_only}"),
+                (_, Some(_)) => {
+                    // As a node does, which switches its volumes on with the guest.
+                    writeln!(script, "lvchange -ay '{}'", volume.path.display())?;
+                    format!("-o {read_only}")
+                }
+                _ => format!("-o loop,{read_only}"),
+            };
+            (volume.path, how)
         };
         let at = dir.join("rootfs").join(point.trim_start_matches('/'));
         writeln!(script, "mkdir -p '{0}'\nmount {how} '{1}' '{0}'", at.display(), path.display())?;

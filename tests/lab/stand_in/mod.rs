@@ -4,6 +4,7 @@
 mod bridge;
 mod command_line;
 mod config;
+mod lvm;
 mod lxc;
 mod pct;
 mod power;
@@ -12,6 +13,7 @@ mod qm;
 mod storage;
 
 pub use config::GuestConfig;
+pub use lvm::lvm;
 pub use storage::{Storages, create_volume};
 
 use anyhow::{Context, Result};

@@ -1,14 +1,25 @@
-//! `pvesm path|alloc|free` for directory and btrfs storages.
+//! `pvesm path|list|alloc|free` for directory, btrfs, LVM and LVM-thin storages.
 
 use super::storage::free_volume;
 use super::{Machine, Storages, arguments, vmid};
 use anyhow::{Context, Result, bail};
 
 pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
-    let (plain, options) = arguments(words, &["format"])?;
+    let (plain, options) = arguments(words, &["format", "vmid"])?;
     let storages = Storages::load(machine)?;
     match plain.as_slice() {
+        // As for images that are not mapped, on a storage whose other commands nobody calls.
+        ["path", volid] if volid.starts_with("ceph:") => Ok(format!("rbd:box/{}\n", volid.trim_start_matches("ceph:"))),
         ["path", volid] => Ok(format!("{}\n", storages.volume(volid)?.path.display())),
+        // Only what of the original's table is read: the volumes' names in the first column.
+        ["list", storage] => {
+            let group = storages.group(storage).with_context(|| format!("storage '{storage}' is no volume group"))?;
+            let vmid = options.iter().find(|(name, _)| *name == "vmid").map_or("", |(_, value)| *value);
+            let of_guest = |name: &&String| vmid.is_empty() || name.starts_with(&format!("vm-{vmid}-"));
+            let names = group.names()?;
+            let lines = names.iter().filter(of_guest).map(|name| format!("{storage}:{name} raw rootdir\n"));
+            Ok(format!("Volid Format Type\n{}", lines.collect::<String>()))
+        }
         ["alloc", storage, id, name, size] => {
             let by_name = name.rsplit_once('.').map(|(_, format)| format);
             let format = options.iter().find(|(name, _)| *name == "format").map(|(_, value)| *value);
@@ -21,7 +32,7 @@ pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
             free_volume(&volume)?;
             Ok(format!("Removed volume '{volid}'\n"))
         }
-        other => bail!("pvesm {}: the stand-in knows path, alloc and free", other.join(" ")),
+        other => bail!("pvesm {}: the stand-in knows path, list, alloc and free", other.join(" ")),
     }
 }
 

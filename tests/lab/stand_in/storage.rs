@@ -1,6 +1,7 @@
-//! Directory and btrfs storages of `storage.cfg` and the volumes in them.
+//! Directory, btrfs, LVM and LVM-thin storages of `storage.cfg` and the volumes in them.
 
 use super::Machine;
+use super::lvm::Group;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,12 +17,15 @@ pub struct Volume {
     pub format: String,
     /// Whether it lies in a btrfs storage, where every volume is a subvolume.
     pub btrfs: bool,
+    /// The volume group it is in.
+    pub group: Option<Group>,
 }
 
 /// The storages of the node: names and paths.
 #[derive(Debug, Clone)]
 pub struct Storages {
     dirs: Vec<(String, PathBuf, bool)>,
+    groups: Vec<Group>,
 }
 
 impl Storages {
@@ -33,14 +37,22 @@ impl Storages {
         let text =
             std::fs::read_to_string(machine.path("/etc/pve/storage.cfg")).context("storage.cfg cannot be read")?;
         let mut dirs: Vec<(String, PathBuf, bool)> = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
         for line in text.lines() {
+            let setting = |name: &str| line.trim().strip_prefix(name)?.strip_prefix(' ').map(str::to_owned);
             if let Some((kind @ ("dir" | "btrfs"), name)) = line.split_once(':') {
                 dirs.push((name.trim().to_owned(), PathBuf::new(), kind == "btrfs"));
+            } else if let Some(("lvm" | "lvmthin", name)) = line.split_once(':') {
+                groups.push(Group { storage: name.trim().to_owned(), ..Group::default() });
+            } else if let (Some(group), Some(last)) = (setting("vgname"), groups.last_mut()) {
+                last.group = group;
+            } else if let (Some(pool), Some(last)) = (setting("thinpool"), groups.last_mut()) {
+                last.pool = Some(pool);
             } else if let (Some(path), Some(last)) = (line.trim().strip_prefix("path "), dirs.last_mut()) {
                 last.1 = machine.path(path.trim());
             }
         }
-        Ok(Self { dirs })
+        Ok(Self { dirs, groups })
     }
 
     /// The directory of storage `name`.
@@ -56,6 +68,16 @@ impl Storages {
         self.dirs.iter().map(|(_, dir, _)| dir.as_path())
     }
 
+    /// The volume group of storage `name`, if it is one.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.storage == name)
+    }
+
+    /// The volume groups of all storages.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
     fn find(&self, name: &str) -> Result<(&Path, bool)> {
         let found = self.dirs.iter().find(|(known, _, _)| known == name);
         found.map(|(_, dir, btrfs)| (dir.as_path(), *btrfs)).with_context(|| format!("storage '{name}' does not exist"))
@@ -67,6 +89,10 @@ impl Storages {
     /// When it is no identifier or the storage is unknown.
     pub fn volume(&self, volid: &str) -> Result<Volume> {
         let (storage, name) = volid.split_once(':').with_context(|| format!("unable to parse volume ID '{volid}'"))?;
+        if let Some(group) = self.group(storage) {
+            anyhow::ensure!(!name.contains('/'), "unable to parse lvm volume name '{name}'");
+            return Ok(group.volume(name));
+        }
         let (dir, btrfs) = self.find(storage)?;
         let path = match name.split_once('/') {
             Some(("backup", file)) => dir.join("dump").join(file),
@@ -81,7 +107,7 @@ impl Storages {
             _ => bail!("unable to parse directory volume name '{name}'"),
         };
         let format = path.extension().and_then(|e| e.to_str()).unwrap_or("raw").to_owned();
-        Ok(Volume { volid: volid.to_owned(), path, format, btrfs })
+        Ok(Volume { volid: volid.to_owned(), path, format, btrfs, group: None })
     }
 
     /// Makes a new volume of `bytes` bytes; with an empty name the next free `vm-<vmid>-disk-<n>`, or `subvol-...`.
@@ -89,6 +115,11 @@ impl Storages {
     /// # Errors
     /// When it exists already or cannot be made.
     pub fn alloc(&self, storage: &str, vmid: u32, name: &str, bytes: u64, format: &str) -> Result<Volume> {
+        if let Some(group) = self.group(storage) {
+            let name = if name.is_empty() { group.free_name(vmid)? } else { name.to_owned() };
+            group.create(&name, bytes)?;
+            return Ok(group.volume(&name));
+        }
         let images = self.dir(storage)?.join("images").join(vmid.to_string());
         std::fs::create_dir_all(&images)?;
         let name = if name.is_empty() {
@@ -118,6 +149,9 @@ impl Storages {
 /// # Errors
 /// As [`create_image`], and when `btrfs` fails.
 pub fn create_volume(volume: &Volume, bytes: u64) -> Result<()> {
+    if let Some(group) = &volume.group {
+        return group.create(name_of(volume), bytes);
+    }
     let parent = volume.path.parent().context("volume in no directory")?;
     match (volume.btrfs, volume.format.as_str()) {
         (true, "subvol") => {
@@ -139,6 +173,9 @@ pub fn create_volume(volume: &Volume, bytes: u64) -> Result<()> {
 /// # Errors
 /// When it is not there or `btrfs` fails.
 pub fn free_volume(volume: &Volume) -> Result<()> {
+    if let Some(group) = &volume.group {
+        return group.remove(name_of(volume));
+    }
     let missing = || format!("disk image '{}' does not exist", volume.path.display());
     match (volume.btrfs, volume.format.as_str()) {
         (true, "subvol") => btrfs(&["subvolume", "delete"], &volume.path),
@@ -146,6 +183,10 @@ pub fn free_volume(volume: &Volume) -> Result<()> {
         (false, "subvol") => std::fs::remove_dir_all(&volume.path).with_context(missing),
         _ => std::fs::remove_file(&volume.path).with_context(missing),
     }
+}
+
+fn name_of(volume: &Volume) -> &str {
+    volume.volid.rsplit(':').next().unwrap_or_default()
 }
 
 fn btrfs(words: &[&str], path: &Path) -> Result<()> {
