@@ -11,10 +11,12 @@ use nix::sys::signal::Signal;
 use nix::sys::statfs::{self, FsType, statfs};
 
 use super::guest_run::{GuestError, GuestRun};
+use super::progress::TreeLines;
 use crate::config::MountPoint;
+use crate::guest::container::complaints::{Complaints, verdict, wait};
 use crate::guest::container::mounts::{Mount, Room};
 use crate::guest::container::snapshot::{Mountable, SnapshotError, StorageSnapshot};
-use crate::guest::container::tree::{Complaints, Excludes, Tar, TreeError, verdict, wait};
+use crate::guest::container::tree::{Excludes, Tar, TreeError};
 use crate::guest::container::{Container, mount_place};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
@@ -22,7 +24,7 @@ use crate::guest::vm::VmError;
 use crate::host::child;
 use crate::schema::Mode;
 use crate::storage::{VolId, mount_of};
-use crate::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, TransferError, pack_tar};
+use crate::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, TarProgress, TransferError, pack_tar};
 
 /// How long `tar` may take to end after its output has.
 const END: Duration = Duration::from_secs(60);
@@ -232,7 +234,9 @@ impl GuestRun<'_> {
                 host: job.host.clone(),
             };
             let from = TarFrom::Fd(OwnedFd::from(stdout), "tar".into());
-            Ok(pack_tar(from, output, &how, &mut |_| {}, job.cancel)?)
+            let mut lines = TreeLines::start();
+            let mut progress = |now: &TarProgress| lines.due(now).iter().for_each(|line| job.log.info(line));
+            Ok(pack_tar(from, output, &how, &mut progress, job.cancel)?)
         });
         // What tar makes is wrong because tar failed; what cannot be written is not tar's fault, and it is sent home.
         let is_tars = matches!(packed, Ok(_) | Err(GuestError::Transfer(TransferError::Tar { .. })));

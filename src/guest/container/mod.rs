@@ -1,6 +1,7 @@
 //! A container as its config describes it, and what can be done to it and its volumes for a backup: its power switch, its
 //! freezer, its volumes mounted where nobody else sees it, snapshots of its storages, its tree read by `tar` and `rsync`.
 
+pub mod complaints;
 pub mod freeze;
 pub mod mounts;
 pub mod power;
