@@ -187,6 +187,9 @@ impl GuestRun<'_> {
                 mp: point.mp.clone(),
                 source,
                 frozen: container.config.is_template(),
+                read_only: point.is_read_only(),
+                // A snapshot goes when it is read.
+                quota: point.has_quota() && snapshot.is_none(),
                 acl: point.acl(),
             });
         }

@@ -2,6 +2,7 @@
 //! The container comes first: it stands still only as long as its data needs an instant, and never because a hook or a terminal
 //! takes its time.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -169,15 +170,24 @@ impl GuestRun<'_> {
                 job.log.info("found old vzdump snapshot (force removal)");
             }
         };
-        for volid in container.points.iter().filter_map(MountPoint::volid) {
-            let Some(snapshot) = StorageSnapshot::of(job.host, job.volumes, volid)? else { continue };
+        // Detached since, too: the next snapshot of such a volume would fail.
+        let aside = container.config.aside(NAME);
+        let in_use = container.points.iter().filter_map(MountPoint::volid);
+        let volids: BTreeSet<&str> = in_use.chain(aside.iter().map(String::as_str)).collect();
+        for volid in volids {
+            let snapshot = match StorageSnapshot::of(job.host, job.volumes, volid) {
+                // A volume that is not backed up may be on a storage that is gone.
+                Err(_) if aside.iter().any(|other| other == volid) => continue,
+                other => other?,
+            };
+            let Some(snapshot) = snapshot else { continue };
             let failed = |reason| GuestError::LeftOver { what: snapshot.to_string(), reason };
             if snapshot.exists(job.host).map_err(failed)? {
                 tell();
                 snapshot.remove(job.host).map_err(failed)?;
             }
         }
-        if container.config.snapshots().iter().any(|name| name == NAME) {
+        if container.config.clone().remove_snapshot(NAME) {
             tell();
             let edited = conffile::edit(job.host, vmid.get(), |text| {
                 let mut config = ContainerConfig::parse(&text.unwrap_or_default());

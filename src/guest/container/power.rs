@@ -98,6 +98,7 @@ impl ContainerPower {
         let io = |error: std::io::Error| failed(error.to_string());
         let mut stop = self.host.command("lxc-stop");
         stop.args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let give_up = Instant::now() + patience + LETTING_GO;
         let mut child = stop.spawn().map_err(io)?;
         let status = loop {
             if let Some(status) = child.try_wait().map_err(io)? {
@@ -107,6 +108,11 @@ impl ContainerPower {
                 // It only waits; the container keeps what it was told.
                 child.kill().and_then(|()| child.wait()).map_err(io)?;
                 return Err(ContainerPowerError::Interrupted);
+            }
+            // It has a time limit of its own. If that does not hold, its request to LXC's monitor hangs.
+            if Instant::now() > give_up {
+                child.kill().and_then(|()| child.wait()).map_err(io)?;
+                return Err(failed("got timeout".to_owned()));
             }
             std::thread::sleep(TICK);
         };
