@@ -15,10 +15,11 @@ use super::log::Kind;
 use crate::config::{ContainerConfig, MountPoint};
 use crate::guest::conffile;
 use crate::guest::container::freeze::{Freezer, Frozen};
+use crate::guest::container::mounts::Room;
 use crate::guest::container::power::ContainerPower;
 use crate::guest::container::snapshot::{NAME, SnapshotError, StorageSnapshot};
 use crate::guest::container::tree::{Excludes, Sync};
-use crate::guest::container::{Container, mounts};
+use crate::guest::container::{Container, mount_place, mounts};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
 use crate::schema::Mode;
@@ -307,8 +308,15 @@ impl GuestRun<'_> {
     ) -> Result<(), GuestError> {
         let (job, log) = (self.job, &self.job.log);
         let root = format!("/proc/{}/root", self.qemu.unwrap_or_default());
+        let room = Room::open(job.host)?;
+        let points: Vec<(&str, &str)> = container.included().map(|p| (p.key.as_str(), p.mp.as_str())).collect();
+        let viewed = room.view(&mount_place(), self.qemu.unwrap_or_default(), &points);
+        if let Err(error) = &viewed {
+            log.info(&format!("reading the container by its paths, as it cannot be seen otherwise: {error}"));
+        }
         let sync = Sync {
-            from: root.clone().into(),
+            from: if viewed.is_ok() { job.host.path(mount_place()) } else { root.clone().into() },
+            room: viewed.is_ok().then_some(&room),
             to: &place.tree,
             mount_points: container.included().map(|point| point.mp.as_str()).collect(),
             not: container.excluded().map(|(point, _)| point.mp.as_str()).collect(),
@@ -318,7 +326,7 @@ impl GuestRun<'_> {
         };
         let copy = |text: &str, first: bool, most: Duration, said: &mut Vec<String>| {
             // A link in the container would lead the copy to files of the node.
-            for point in container.included() {
+            for point in container.included().filter(|_| viewed.is_err()) {
                 mounts::check_inside(Path::new(&root), &point.key, &point.mp)?;
             }
             let begun = Instant::now();
@@ -346,7 +354,9 @@ impl GuestRun<'_> {
         let copied = same.and_then(|()| copy("final", false, most, &mut said));
         let stood = self.thaw_container(freezer, frozen, held);
         tell(&mut said);
+        let closed = room.close();
         log.info(&copied?);
+        closed?;
         log.info("resuming guest");
         let stood = stood?;
         self.hook("pre-restart")?;

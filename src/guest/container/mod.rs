@@ -7,6 +7,7 @@ pub mod mounts;
 pub mod power;
 pub mod snapshot;
 pub mod tree;
+mod view;
 
 use std::path::PathBuf;
 

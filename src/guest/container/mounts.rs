@@ -8,13 +8,15 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use super::finished;
 use super::snapshot::Mountable;
-use crate::host::{Host, sys};
+use super::{finished, view};
+use crate::host::child::{self, Ended};
+use crate::host::{Cancel, Host, sys};
 
 /// A volume could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +143,44 @@ impl Room {
             Ok(())
         };
         self.run(work).map_err(MountError::Room)?
+    }
+
+    /// Shows the volumes of the running container whose first process is `init` below `place`, read-only: those at `points`
+    /// (key and place in the container, the root first), and nothing that is mounted in them.
+    ///
+    /// # Errors
+    /// When the kernel cannot show them so.
+    pub fn view(&self, place: &Path, init: u32, points: &[(&str, &str)]) -> Result<(), MountError> {
+        let mut points: Vec<(String, String)> =
+            points.iter().map(|(key, mp)| ((*key).to_owned(), (*mp).to_owned())).collect();
+        points.sort_by_key(|(_, mp)| mp.split('/').filter(|part| !part.is_empty()).count());
+        let places = points.iter().map(|(_, mp)| mp.clone()).collect();
+        let trees = view::copies(init, places).map_err(MountError::Room)?;
+        let place = self.host.path(place);
+        let work = move |mounted: &mut Mounted| {
+            std::fs::create_dir_all(&place).map_err(MountError::Room)?;
+            for ((key, mp), tree) in points.iter().zip(trees) {
+                let at = walk(&place, key, mp, false)?;
+                let why =
+                    |error: io::Error| MountError::Mount { key: key.clone(), mp: mp.clone(), why: error.to_string() };
+                view::attach(&tree, &at).map_err(why)?;
+                mounted.push(at);
+            }
+            Ok(())
+        };
+        self.run(work).map_err(MountError::Room)?
+    }
+
+    /// Runs `command` where the mounts are seen, as [`child::run`].
+    ///
+    /// # Errors
+    /// When it cannot be run, or not be ended.
+    pub fn finish(&self, mut command: Command, limit: Duration, cancel: &Cancel) -> io::Result<Ended> {
+        let cancel = cancel.clone();
+        self.run(move |_| {
+            sys::end_with_thread(&mut command);
+            child::run(&mut command, None, limit, &cancel)
+        })?
     }
 
     /// Starts `command` where the mounts are seen. It ends with the room.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use regex::Regex;
 
 use super::complaints::verdict;
+use super::mounts::Room;
 use crate::config::IdMap;
 use crate::host::child::{self, Ended};
 use crate::host::{Cancel, Host, sys};
@@ -154,8 +155,10 @@ impl Tar<'_> {
 /// A copy of a running container's tree.
 #[derive(Debug)]
 pub struct Sync<'a> {
-    /// The container's root, through its first process: `/proc/4711/root`.
+    /// Where the container's root is seen.
     pub from: PathBuf,
+    /// The room in which it is seen there; without, everybody does.
+    pub room: Option<&'a Room>,
     /// Where the copy is.
     pub to: &'a Path,
     /// The mount points that are copied, the root first.
@@ -212,8 +215,13 @@ impl Sync<'_> {
         const PROGRAM: &str = "rsync";
         let mut command = host.command(PROGRAM);
         command.args(self.words(first)).env("LC_ALL", "C");
-        sys::end_with_thread(&mut command);
-        let ended = child::run(&mut command, None, most, cancel);
+        let ended = match self.room {
+            Some(room) => room.finish(command, most, cancel),
+            None => {
+                sys::end_with_thread(&mut command);
+                child::run(&mut command, None, most, cancel)
+            }
+        };
         let output = match ended.map_err(|source| TreeError::Start { program: PROGRAM, source })? {
             Ended::Exited(output) => output,
             Ended::Late(limit) => return Err(TreeError::Late { program: PROGRAM, seconds: limit.as_secs() }),
@@ -286,6 +294,7 @@ mod tests {
         let excludes = Excludes::new(&["foo".into()], true);
         let sync = Sync {
             from: "/proc/7/root".into(),
+            room: None,
             to: Path::new("/x.tmp"),
             mount_points: vec!["/", "/data"],
             not: vec!["/no", "/n[o]"],
