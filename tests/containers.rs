@@ -501,3 +501,59 @@ fn a_copy_is_not_led_out_of_the_container_nor_held_up_by_what_it_mounted() -> Re
     }
     Ok(())
 }
+
+#[test]
+fn a_container_that_somebody_froze_stays_frozen() -> Result<()> {
+    if !required("a_container_that_somebody_froze_stays_frozen") {
+        return Ok(());
+    }
+    let node = node(true)?;
+    node.ct_start(200)?;
+    node.ct_wait(200, 20)?;
+    let pid = node.ct_pid(200)?;
+    lab::cgroup::freeze(pid)?;
+    let at = node.ct_entries(200)?;
+    let tmpdir = node.path("/tmp/own");
+    std::fs::create_dir(&tmpdir)?;
+    let tmpdir = tmpdir.display().to_string();
+    for mode in ["suspend", "snapshot"] {
+        let (archive, output) = node.backup(200, &["--mode", mode, "--tmpdir", &tmpdir])?;
+        output.says(&[&format!("backup mode: {mode}")])?;
+        ensure!(mode == "snapshot" || output.stdout.contains("/tmp/own/vzdumptmp"), "{}", output.stdout);
+        ensure!(lab::cgroup::is_frozen(pid)? && node.ct_entries(200)? == at, "{mode}: it was thawed");
+        ensure!(node.ct_leftovers(200)? == ["container 200 is frozen"], "{mode}: {:?}", node.ct_leftovers(200)?);
+        ensure!(std::fs::read_dir(&tmpdir)?.next().is_none(), "{mode}: something is left in the temporary directory");
+        std::fs::remove_file(&archive)?;
+    }
+    let output = node.vzdump(&["200", "--storage", "backup", "--mode", "stop"])?;
+    let why =
+        "ERROR: Backup of VM 200 failed - CT 200 is frozen and cannot shut down: use mode 'snapshot' or 'suspend'";
+    ensure!(output.code == 255 && output.stdout.contains(why), "{}", output.stdout);
+    ensure!(lab::cgroup::is_frozen(pid)?, "stop: it was thawed");
+    lab::cgroup::thaw(pid)?;
+    node.ct_unharmed(200)
+}
+
+#[test]
+fn a_restore_to_btrfs_makes_subvolumes() -> Result<()> {
+    if !required("a_restore_to_btrfs_makes_subvolumes") {
+        return Ok(());
+    }
+    let node = node(true)?;
+    node.ct_start(200)?;
+    node.ct_wait(200, 20)?;
+    let (archive, _) = node.backup(200, &["--mode", "snapshot", "--compress", "zstd"])?;
+    let archive = node.inner(&archive).display().to_string();
+    node.ok("vzkeep", &["pct-restore", "900", &archive, "--storage", "bt"])?;
+    let root = node.ct_volume(900, "rootfs")?;
+    ensure!(root.starts_with(node.path("/mnt/bt")) && root.is_dir(), "{}", root.display());
+    node.ok("btrfs", &["subvolume", "show", &root.display().to_string()])?;
+    let image = node.ct_volume(900, "mp0")?;
+    ensure!(image.is_file() && image.starts_with(node.path("/mnt/bt")), "{}", image.display());
+    let found = node.ct_tree(900)?.check()?;
+    ensure!(found.last[0] > 0, "{found:?}");
+    // It is as good as the first one: it starts and can be backed up by snapshots.
+    node.ct_start(900)?;
+    node.ok("vzdump", &["900", "--storage", "backup", "--mode", "snapshot"])?.says(&["backup mode: snapshot"])?;
+    node.ct_unharmed(900)
+}

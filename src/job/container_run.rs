@@ -69,13 +69,16 @@ impl GuestRun<'_> {
         if self.running {
             let init = power.init()?;
             self.qemu = Some(init);
-            if self.mode != Mode::Stop {
-                freezer = Some(Freezer::of(container.vmid, init)?);
-            }
+            // Only to see whether somebody else lets it stand still.
+            let of = Freezer::of(container.vmid, init);
+            freezer = if self.mode == Mode::Stop { of.ok() } else { Some(of?) };
         } else {
             self.mode = Mode::Stop;
         }
         self.paused = freezer.as_ref().map(Freezer::is_frozen).transpose()?.unwrap_or(false);
+        if self.paused && self.mode == Mode::Stop {
+            return Err(GuestError::FrozenBefore(self.vmid));
+        }
         let mut snapshots = Vec::new();
         if self.mode == Mode::Snapshot {
             self.describe(&container);
