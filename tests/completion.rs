@@ -25,6 +25,9 @@ const LINES: &[(&str, &[&str])] = &[
     ("qmrestore bk:b", &["bk:backup/vzdump-qemu-100-2026_11_22-09_14_25.vma.zst"]),
     ("qmrestore --storage o", &["other"]),
     ("qmrestore --uni", &["--unique"]),
+    ("pct-restore 3", &["310"]),
+    ("pct-restore 310 bk:b", &["bk:backup/vzdump-lxc-310-2026_11_22-09_14_26.tar"]),
+    ("pct-restore --ignore", &["--ignore-unpack-errors"]),
 ];
 
 /// A directory with a node's files below `root` and the scripts beside it.
@@ -48,7 +51,7 @@ fn node() -> (tempfile::TempDir, PathBuf) {
     {
         write(&format!("srv/bk/dump/vzdump-{name}"), "");
     }
-    for program in ["vzdump", "qmrestore"] {
+    for program in ["vzdump", "qmrestore", "pct-restore"] {
         for shell in ["bash", "zsh", "fish"] {
             let script = vzkeep(&root, &["completion", program, "--shell", shell]);
             let name = if shell == "zsh" { format!("_{program}") } else { format!("{program}.{shell}") };
@@ -88,6 +91,7 @@ fn the_program_lists_what_the_node_has() {
     assert_eq!(list("guests"), "100\tweb\n205\tdb\n310\tct\n");
     assert_eq!(list("storages"), "bk\tdir\nlocal\tdir\nother\tdir\n");
     assert_eq!(list("archives"), "bk:backup/vzdump-qemu-100-2026_11_22-09_14_25.vma.zst\n");
+    assert_eq!(list("container-archives"), "bk:backup/vzdump-lxc-310-2026_11_22-09_14_26.tar\n");
     assert_eq!((list("pools").as_str(), list("nodes").as_str()), ("prod\n", "pve1\n"));
     let nowhere = tempfile::tempdir().unwrap();
     for what in ["guests", "pools", "nodes", "archives"] {
@@ -105,9 +109,10 @@ fn bash_completes() {
     let (dir, root) = node();
     for (line, wanted) in LINES {
         let program = line.split(' ').next().unwrap();
+        let id = program.replace('-', "_");
         let script = format!(
-            "source {}/{program}.bash; [[ $(complete -p {program}) == *_vzkeep_{program}* ]] || exit 1\n\
-             COMP_LINE=$1 COMP_POINT=${{#1}}; _vzkeep_{program}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            "source {}/{program}.bash; [[ $(complete -p {program}) == *_vzkeep_{id}* ]] || exit 1\n\
+             COMP_LINE=$1 COMP_POINT=${{#1}}; _vzkeep_{id}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
             dir.path().display()
         );
         let mut bash = command("bash", &root);
@@ -145,7 +150,8 @@ const ZSH: &str = r#"
 zmodload zsh/zpty
 zpty shell zsh -f -i
 zpty -w shell "PS1= PS2=; fpath=($1 \$fpath); autoload -Uz compinit; compinit -u -D; bindkey '^I' complete-word
-    vzdump() { print -r -- \"RAN<vzdump \$*>\" }; qmrestore() { print -r -- \"RAN<qmrestore \$*>\" }; print REA''DY"
+    vzdump() { print -r -- \"RAN<vzdump \$*>\" }; qmrestore() { print -r -- \"RAN<qmrestore \$*>\" }
+    pct-restore() { print -r -- \"RAN<pct-restore \$*>\" }; print REA''DY"
 zpty -r -m shell seen '*READY*'
 shift
 for line; do
@@ -177,7 +183,7 @@ fn zsh_completes() {
 #[test]
 fn every_script_and_page_is_read_without_a_complaint() {
     let (dir, root) = node();
-    for program in ["vzkeep", "vzdump", "qmrestore"] {
+    for program in ["vzkeep", "vzdump", "qmrestore", "pct-restore"] {
         for shell in ["bash", "zsh", "fish"] {
             if lab::require("every_script_and_page_is_read_without_a_complaint", &[shell]) {
                 let file = dir.path().join("script");

@@ -122,3 +122,66 @@ fn stock_tar_reads_the_archive() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn stock_tar_reads_standard_output() -> Result<()> {
+    if !required("stock_tar_reads_standard_output") || !lab::require("stock_tar_reads_standard_output", &["lzop"]) {
+        return Ok(());
+    }
+    let container = Container::new(200).rootfs(0).subvolume().mp(0, "/data", 0, "backup=1").subvolume();
+    let node = Node::new()?.container(container)?;
+    let root = node.ct_volume(200, "rootfs")?;
+    nasty::make(&node.ct_volume(200, "mp0")?.join("tree"), 20, Devices::Yes)?;
+    for compress in ["0", "lzo", "gzip", "zstd"] {
+        let archive = node.path("/tmp/archive");
+        let mut command = node.command("vzdump");
+        command.args(["200", "--stdout", "--mode", "stop", "--compress", compress, "--bwlimit", "100000"]);
+        let output = command.stdout(std::fs::File::create(&archive)?).output()?;
+        let log = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && log.contains("INFO: sending archive to stdout"), "{compress}:\n{log}");
+        ensure!(log.contains("INFO: Total bytes written: "), "{compress}:\n{log}");
+        let to = node.path("/tmp/unpacked");
+        std::fs::create_dir(&to)?;
+        let words = ["--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "--sparse", "-C"];
+        let (to_word, from) = (to.display().to_string(), archive.display().to_string());
+        node.ok("tar", &[&["-xpf", &from], &words[..], &[&to_word]].concat())?;
+        let found = differences(&root, &to, &["lost+found", "etc", "data"])?;
+        ensure!(found.is_empty(), "{compress}: {} differences:\n{}", found.len(), found.join("\n"));
+        let found = differences(&node.ct_volume(200, "mp0")?, &to.join("data"), &["lost+found"])?;
+        ensure!(found.is_empty(), "{compress}: {} differences:\n{}", found.len(), found.join("\n"));
+        std::fs::remove_dir_all(&to)?;
+        ensure!(node.archives("local", 200)?.is_empty(), "an archive in the storage, too");
+        let left = node.ct_leftovers_on_disk(200)?;
+        ensure!(left.is_empty(), "left behind: {left:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn sockets_are_named() -> Result<()> {
+    if !required("sockets_are_named") {
+        return Ok(());
+    }
+    let node = Node::new()?.container(Container::new(200).rootfs(0).subvolume())?;
+    let root = node.ct_volume(200, "rootfs")?;
+    let mut sockets = Vec::new();
+    std::fs::create_dir(root.join("srv/s"))?;
+    // A short name: a socket's path has room for a hundred bytes only.
+    let short = tempfile::tempdir_in("/tmp")?;
+    let link = short.path().join("s");
+    std::os::unix::fs::symlink(root.join("srv/s"), &link)?;
+    for number in 0..23 {
+        sockets.push(std::os::unix::net::UnixListener::bind(link.join(format!("socket{number}")))?);
+    }
+    std::fs::write(root.join("srv/s/file"), "kept")?;
+    let (archive, output) = node.backup(200, &["--mode", "stop", "--compress", "zstd"])?;
+    let named = output
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("INFO: tar: ./srv/s/socket") && line.ends_with(": socket ignored"));
+    ensure!(named.count() == 20, "{}", output.stdout);
+    output.says(&["INFO: tar: and 3 more sockets ignored", "INFO: Finished Backup of VM 200"])?;
+    let listing = node.ok("tar", &["-tf", &archive.display().to_string()])?.stdout;
+    ensure!(listing.contains("./srv/s/file\n") && !listing.contains("socket"), "{listing}");
+    Ok(())
+}

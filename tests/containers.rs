@@ -442,3 +442,155 @@ fn a_file_that_cannot_be_read_is_named() -> Result<()> {
     ensure!(node.archives("backup", 200)?.is_empty(), "an archive is left");
     Ok(())
 }
+
+/// Mounts at `/srv/fuse` of the running container a file system of which nobody answers, as one whose server stands still.
+/// It answers with errors when what is returned goes.
+fn mount_silent(pid: i32) -> Result<std::fs::File> {
+    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    let mounting = std::thread::spawn(move || -> Result<()> {
+        let namespace = std::fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
+        std::fs::create_dir("/srv/fuse")?;
+        let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
+        let flags = nix::mount::MsFlags::empty();
+        Ok(nix::mount::mount(Some("fuse"), "/srv/fuse", Some("fuse"), flags, Some(options.as_str()))?)
+    });
+    mounting.join().map_err(|_| anyhow::anyhow!("the thread that mounts panicked"))??;
+    Ok(device)
+}
+
+/// The mounts of a process below `path` and their options.
+fn mounts_of(pid: i32, path: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let words = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = words.map(|words| (PathBuf::from(words[4]), words[5].to_owned()));
+    Ok(found.filter(|(at, _)| at.starts_with(path)).collect())
+}
+
+fn copied_without_what_it_mounted(container: Container) -> Result<()> {
+    let container = container.ballast(mib(4)).rootfs(mib(64)).mp(0, "/volumes/data", mib(32), "backup=1");
+    let node = Node::new()?.container(container)?;
+    open_to_others(&node)?;
+    node.ct_start(200)?;
+    let pid = node.ct_pid(200)?;
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    std::os::unix::fs::symlink("../etc", root.join("srv/link"))?;
+    let silent = mount_silent(pid)?;
+    let before = mounts_of(pid, Path::new("/"))?;
+    let mut run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "suspend", "--bwlimit", "2048"])?;
+    run.wait_for("starting first sync", Duration::from_secs(30))?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let place = node.path("/mnt/vzsnap0");
+    let rsync = loop {
+        let is_rsync = |pid: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim() == "rsync" && mounts_of(*pid, &place).is_ok_and(|mounts| !mounts.is_empty())
+        };
+        if let Some(pid) = lab::leash::processes(node.root())?.into_iter().find(is_rsync) {
+            break pid;
+        }
+        ensure!(Instant::now() < deadline && run.is_running()?, "no rsync: {}", run.stdout_so_far()?);
+    };
+    let seen = mounts_of(rsync, &place)?;
+    let inside = PathBuf::from(format!("/proc/{rsync}/root{}", place.display()));
+    let plain = std::fs::read(inside.join("etc/passwd"));
+    let linked = std::fs::read(inside.join("srv/link/passwd"));
+    let during = mounts_of(pid, Path::new("/"))?;
+    let output = run.wait(Duration::from_secs(120))?;
+    ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
+    ensure!(!seen.iter().any(|(at, _)| at.ends_with("fuse")), "{seen:?}");
+    let volumes: Vec<_> = seen.iter().filter(|(_, options)| options.contains("nosymfollow")).collect();
+    ensure!(
+        volumes.iter().any(|(at, _)| *at == place) && volumes.iter().any(|(at, _)| at.ends_with("data")),
+        "{seen:?}"
+    );
+    ensure!(volumes.iter().all(|(_, options)| options.split(',').any(|option| option == "ro")), "{seen:?}");
+    plain.context("a plain file")?;
+    ensure!(
+        linked.as_ref().is_err_and(|e| e.raw_os_error() == Some(nix::libc::ELOOP)),
+        "a link was followed: {linked:?}"
+    );
+    ensure!(before == during && before == mounts_of(pid, Path::new("/"))?, "the container sees other mounts");
+    node.ct_unharmed(200)?;
+    drop(silent);
+    let archive = node.archives("backup", 200)?.pop().context("no archive")?;
+    let found = restored(&node, &archive)?;
+    ensure!(found.last[0] > 0, "{found:?}");
+    Ok(())
+}
+
+#[test]
+fn a_copy_is_not_led_out_of_the_container_nor_held_up_by_what_it_mounted() -> Result<()> {
+    let name = "a_copy_is_not_led_out_of_the_container_nor_held_up_by_what_it_mounted";
+    if !required(name) {
+        return Ok(());
+    }
+    if !Path::new("/dev/fuse").exists() {
+        ensure!(std::env::var_os("CI").is_none(), "{name}: /dev/fuse is missing");
+        println!("SKIPPED {name}: /dev/fuse is missing");
+        return Ok(());
+    }
+    copied_without_what_it_mounted(Container::new(200))?;
+    if lab::require(name, &["lxc-usernsexec"]) {
+        copied_without_what_it_mounted(Container::new(200).unprivileged())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_container_that_somebody_froze_stays_frozen() -> Result<()> {
+    if !required("a_container_that_somebody_froze_stays_frozen") {
+        return Ok(());
+    }
+    let node = node(true)?;
+    node.ct_start(200)?;
+    node.ct_wait(200, 20)?;
+    let pid = node.ct_pid(200)?;
+    lab::cgroup::freeze(pid)?;
+    let at = node.ct_entries(200)?;
+    let tmpdir = node.path("/tmp/own");
+    std::fs::create_dir(&tmpdir)?;
+    let tmpdir = tmpdir.display().to_string();
+    for mode in ["suspend", "snapshot"] {
+        let (archive, output) = node.backup(200, &["--mode", mode, "--tmpdir", &tmpdir])?;
+        output.says(&[&format!("backup mode: {mode}")])?;
+        ensure!(mode == "snapshot" || output.stdout.contains("/tmp/own/vzdumptmp"), "{}", output.stdout);
+        ensure!(lab::cgroup::is_frozen(pid)? && node.ct_entries(200)? == at, "{mode}: it was thawed");
+        ensure!(node.ct_leftovers(200)? == ["container 200 is frozen"], "{mode}: {:?}", node.ct_leftovers(200)?);
+        ensure!(std::fs::read_dir(&tmpdir)?.next().is_none(), "{mode}: something is left in the temporary directory");
+        std::fs::remove_file(&archive)?;
+    }
+    let output = node.vzdump(&["200", "--storage", "backup", "--mode", "stop"])?;
+    let why =
+        "ERROR: Backup of VM 200 failed - CT 200 is frozen and cannot shut down: use mode 'snapshot' or 'suspend'";
+    ensure!(output.code == 255 && output.stdout.contains(why), "{}", output.stdout);
+    ensure!(lab::cgroup::is_frozen(pid)?, "stop: it was thawed");
+    lab::cgroup::thaw(pid)?;
+    node.ct_unharmed(200)
+}
+
+#[test]
+fn a_restore_to_btrfs_makes_subvolumes() -> Result<()> {
+    if !required("a_restore_to_btrfs_makes_subvolumes") {
+        return Ok(());
+    }
+    let node = node(true)?;
+    node.ct_start(200)?;
+    node.ct_wait(200, 20)?;
+    let (archive, _) = node.backup(200, &["--mode", "snapshot", "--compress", "zstd"])?;
+    let archive = node.inner(&archive).display().to_string();
+    node.ok("vzkeep", &["pct-restore", "900", &archive, "--storage", "bt"])?;
+    let root = node.ct_volume(900, "rootfs")?;
+    ensure!(root.starts_with(node.path("/mnt/bt")) && root.is_dir(), "{}", root.display());
+    node.ok("btrfs", &["subvolume", "show", &root.display().to_string()])?;
+    let image = node.ct_volume(900, "mp0")?;
+    ensure!(image.is_file() && image.starts_with(node.path("/mnt/bt")), "{}", image.display());
+    let found = node.ct_tree(900)?.check()?;
+    ensure!(found.last[0] > 0, "{found:?}");
+    // It is as good as the first one: it starts and can be backed up by snapshots.
+    node.ct_start(900)?;
+    node.ok("vzdump", &["900", "--storage", "backup", "--mode", "snapshot"])?.says(&["backup mode: snapshot"])?;
+    node.ct_unharmed(900)
+}

@@ -3,7 +3,8 @@
 mod lab;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Format, Guest, Node, leash, mib};
+use lab::container_node::require_container;
+use lab::{Container, Format, Guest, Node, leash, mib};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -77,6 +78,65 @@ fn ionice_is_for_the_process_and_its_children() -> Result<()> {
         output.says(&[&format!("ionice priority: {ionice}")])?;
         println!("ionice {ionice}: {seen:?}");
         for name in ["vzdump", "lzop", "qemu-nbd"] {
+            let found = seen.get(name).with_context(|| format!("{name} was never seen: {seen:?}"))?;
+            ensure!(found.iter().all(|priority| priority == wanted), "--ionice {ionice}: {name} has {found:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A container of directories with a file of so many bytes.
+fn container(container: Container, bytes: u64) -> Result<Node> {
+    let node = Node::new()?.container(container.rootfs(0).subvolume())?;
+    let data = lab::Dice::seeded(7).bytes(usize::try_from(bytes)?);
+    std::fs::write(node.ct_volume(VMID, "rootfs")?.join("data"), data)?;
+    Ok(node)
+}
+
+#[test]
+fn bwlimit_holds_for_a_container_that_says_how_far_it_is() -> Result<()> {
+    if !require_container("bwlimit_holds_for_a_container_that_says_how_far_it_is") {
+        return Ok(());
+    }
+    let (bytes, limit) = (mib(6), 512);
+    let node = container(Container::new(VMID), bytes)?;
+    let begun = Instant::now();
+    let output = node.ok("vzdump", &[&VMID.to_string(), "--storage", "backup", "--bwlimit", &limit.to_string()])?;
+    let took = begun.elapsed();
+    let ideal = Duration::from_secs_f64(bytes as f64 / (limit * 1024) as f64);
+    ensure!(took >= ideal * 95 / 100, "6 MiB at 512 KiB/s in {took:?}, ideal {ideal:?}");
+    let line = output.stdout.lines().find(|line| line.contains(" files in "));
+    let line = line.with_context(|| format!("nothing says how far it is:\n{}", output.stdout))?;
+    ensure!(line.starts_with("INFO: ") && line.contains(" MiB, ") && line.contains("/s, write: "), "{line}");
+    Ok(())
+}
+
+#[test]
+fn ionice_is_for_the_programs_of_a_container() -> Result<()> {
+    let test = "ionice_is_for_the_programs_of_a_container";
+    if !require_container(test) || !lab::require(test, &["ionice", "lzop", "lxc-usernsexec"]) {
+        return Ok(());
+    }
+    let node = container(Container::new(VMID).unprivileged(), mib(4))?;
+    let id = VMID.to_string();
+    for (ionice, wanted) in [("3", "best-effort: prio 3"), ("8", "idle")] {
+        let words = [&id, "--storage", "backup", "--ionice", ionice, "--bwlimit", "1024", "--compress", "lzo"];
+        let mut run = node.spawn_vzdump(&words)?;
+        run.wait_for("creating vzdump archive", SOON)?;
+        let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        while run.is_running()? && !["vzdump", "lzop", "tar"].iter().all(|name| seen.contains_key(*name)) {
+            for pid in leash::processes(node.root())? {
+                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+                let found = priorities(pid);
+                if !found.is_empty() {
+                    seen.insert(name, found);
+                }
+            }
+        }
+        let output = run.wait(SOON)?;
+        ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
+        println!("ionice {ionice}: {seen:?}");
+        for name in ["vzdump", "lzop", "tar"] {
             let found = seen.get(name).with_context(|| format!("{name} was never seen: {seen:?}"))?;
             ensure!(found.iter().all(|priority| priority == wanted), "--ionice {ionice}: {name} has {found:?}");
         }

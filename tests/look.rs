@@ -94,3 +94,31 @@ fn only_what_is_needed_is_read() {
     // The file lies in one of the frames, wherever the directory's order has put it.
     assert!(failed <= 1, "{failed}");
 }
+
+#[test]
+fn an_archive_may_be_a_volume_of_a_storage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, tree) = (dir.path().join("root"), dir.path().join("tree"));
+    for dir in [root.join("etc/pve"), root.join("srv/bk/dump"), tree.join("etc")] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    fs::write(tree.join("etc/hostname"), "ct\n").unwrap();
+    fs::write(root.join("etc/pve/storage.cfg"), "dir: bk\n\tpath /srv/bk\n\tcontent backup\n").unwrap();
+    let name = "vzdump-lxc-200-2026_11_22-09_26_26.tar.zst";
+    pack(&tree, &root.join("srv/bk/dump").join(name), Compression::Zstd { threads: 1 });
+    let run = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vzkeep"));
+        command.args(words).env(Host::ROOT_VAR, &root).current_dir(dir.path()).output().unwrap()
+    };
+    let volid = format!("bk:backup/{name}");
+    assert_eq!(run(&["cat", &volid, "etc/hostname"]).stdout, b"ct\n");
+    assert_eq!(run(&["list", "-0", &volid, "etc"]).stdout, b"hostname\0");
+    for (volid, said) in [
+        ("bk:backup/none.tar", "volume 'bk:backup/none.tar' does not exist\n"),
+        ("bk:backup/../x", "'bk:backup/../x' is no volume of storage 'bk'\n"),
+        ("no:backup/x.tar", "storage 'no' does not exist\n"),
+    ] {
+        let output = run(&["list", volid]);
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(255), said));
+    }
+}

@@ -20,6 +20,7 @@ impl ValueEnum for Candidates {
             Self(Source::Pools),
             Self(Source::Nodes),
             Self(Source::Archives),
+            Self(Source::ContainerArchives),
         ]
     }
 
@@ -35,7 +36,8 @@ pub(super) fn candidates(host: &Host, what: Candidates) -> String {
         Source::Storages => storages(host).storages.iter().map(|s| format!("{}\t{}", s.id, s.kind)).collect(),
         Source::Pools => pools(&read(host, "/etc/pve/user.cfg")),
         Source::Nodes => names(host, "/etc/pve/nodes"),
-        Source::Archives => archives(host),
+        Source::Archives => archives(host, GuestKind::Qemu),
+        Source::ContainerArchives => archives(host, GuestKind::Lxc),
     };
     found.sort();
     found.retain(|line| !line.contains('\n'));
@@ -77,16 +79,16 @@ fn pools(text: &str) -> Vec<String> {
     text.lines().filter_map(|line| Some(line.strip_prefix("pool:")?.split(':').next()?.to_owned())).collect()
 }
 
-/// Archives of virtual machines on the storages of this node, as volumes. A storage that does not answer would block the
+/// Archives of guests of this kind on the storages of this node, as volumes. A storage that does not answer would block the
 /// shell, so that only directories of the machine itself are looked into.
-fn archives(host: &Host) -> Vec<String> {
+fn archives(host: &Host, kind: GuestKind) -> Vec<String> {
     let cfg = storages(host);
     let mut found = Vec::new();
     for storage in cfg.storages.iter().filter(|storage| matches!(storage.kind.as_str(), "dir" | "btrfs")) {
         let Some(dir) = storage.dump_dir().filter(|_| cfg.usable(&storage.id, host.node()).is_ok()) else { continue };
         let archives = names(host, &dir.to_string_lossy()).into_iter().filter_map(|name| ArchiveName::parse(&name));
-        let machines = archives.filter(|archive| archive.kind == GuestKind::Qemu);
-        found.extend(machines.map(|archive| format!("{}:backup/{archive}", storage.id)));
+        let wanted = archives.filter(|archive| archive.kind == kind);
+        found.extend(wanted.map(|archive| format!("{}:backup/{archive}", storage.id)));
     }
     found
 }

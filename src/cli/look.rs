@@ -3,11 +3,13 @@
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::restoring::{find_archive, read_or_empty};
 use super::{FAILED, complain};
 use crate::archive::tar::{Listed, MemberError, TarArchive, printable};
+use crate::config::StorageCfg;
 use crate::host::{Cancel, Host};
 
 /// Lists a directory of the archive, a line for each: kind, size, name.
@@ -56,9 +58,24 @@ enum Failed {
     Output(#[from] io::Error),
 }
 
+/// Where the archive lies: a volume of a storage, or a path.
+fn find(host: &Host, archive: &Path) -> anyhow::Result<PathBuf> {
+    let found = match archive.to_str().filter(|name| name.contains(":backup/") && !archive.exists()) {
+        Some(volid) => find_archive(host, &StorageCfg::parse(&read_or_empty(&host.path(StorageCfg::PATH))?), volid)?,
+        None => std::path::absolute(archive).unwrap_or_else(|_| archive.to_owned()),
+    };
+    Ok(host.path(found))
+}
+
 fn answer(path: &Path, work: impl FnOnce(&TarArchive) -> Result<(), Failed>) -> ExitCode {
     let host = Host::from_env();
-    let path = host.path(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let path = match find(&host, path) {
+        Ok(path) => path,
+        Err(error) => {
+            complain(&format!("{error:#}\n"));
+            return ExitCode::from(FAILED);
+        }
+    };
     let opened = TarArchive::open(&host, &path, &Cancel::new());
     let done = opened.map_err(|e| Failed::Member(e.into())).and_then(|archive| {
         let done = work(&archive);

@@ -37,7 +37,7 @@ enum Verb {
     /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
     /// through. Kinds are those of 'ls -l', and h for a hard link.
     List {
-        /// The archive: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
+        /// The archive, a path or a volume such as local:backup/<name>: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
         archive: PathBuf,
         /// The directory in it, such as etc/network; the top one without
         #[arg(default_value = "")]
@@ -50,7 +50,7 @@ enum Verb {
     ///
     /// Reads what 'vzkeep list' reads, and then only the part of the archive the file is in. Holes become zeros.
     Cat {
-        /// The archive
+        /// The archive, a path or a volume
         archive: PathBuf,
         /// The file in it, such as etc/hostname
         member: OsString,

@@ -206,25 +206,7 @@ impl<'a> Restore<'a> {
         if archive == "-" {
             return Ok(Input::Stdin);
         }
-        let (path, missing) = match archive.split_once(":backup/") {
-            Some((id, file)) if !id.is_empty() && !id.contains('/') => {
-                let storage = self.storages.usable(id, self.host.node())?;
-                let dir = storage.dump_dir().with_context(|| format!("storage '{id}' keeps no backups as files"))?;
-                if file.split('/').any(|part| part == "..") {
-                    bail!("'{archive}' is no volume of storage '{id}'");
-                }
-                (dir.join(file), NoArchive::Volume(archive.to_owned()))
-            }
-            _ => {
-                let path = std::path::absolute(archive).with_context(|| format!("'{archive}' is no path"))?;
-                let missing = NoArchive::File(path.display().to_string());
-                (path, missing)
-            }
-        };
-        if !self.host.path(&path).exists() {
-            return Err(missing.into());
-        }
-        Ok(Input::File(path))
+        find_archive(self.host, &self.storages, archive).map(Input::File)
     }
 
     /// The guest that has the id already, on any node of the cluster.
@@ -269,7 +251,33 @@ fn cleared(record: Record, cause: anyhow::Error) -> anyhow::Error {
     }
 }
 
-fn read_or_empty(path: &Path) -> Result<String> {
+/// Where the archive `name`, a path or a volume, is.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn find_archive(host: &Host, storages: &StorageCfg, name: &str) -> Result<PathBuf> {
+    let (path, missing) = match name.split_once(":backup/") {
+        Some((id, file)) if !id.is_empty() && !id.contains('/') => {
+            let storage = storages.usable(id, host.node())?;
+            let dir = storage.dump_dir().with_context(|| format!("storage '{id}' keeps no backups as files"))?;
+            if file.split('/').any(|part| part == "..") {
+                bail!("'{name}' is no volume of storage '{id}'");
+            }
+            (dir.join(file), NoArchive::Volume(name.to_owned()))
+        }
+        _ => {
+            let path = std::path::absolute(name).with_context(|| format!("'{name}' is no path"))?;
+            let missing = NoArchive::File(path.display().to_string());
+            (path, missing)
+        }
+    };
+    if !host.path(&path).exists() {
+        return Err(missing.into());
+    }
+    Ok(path)
+}
+
+pub(super) fn read_or_empty(path: &Path) -> Result<String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),

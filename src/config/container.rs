@@ -419,14 +419,34 @@ impl ContainerConfig {
         self.retain(|line| key_value(line).is_none_or(|(k, _)| k != key))
     }
 
-    /// Takes a snapshot's section away; whether there was one.
+    /// Takes a snapshot's section away; what came from it comes from its parent then. Whether there was anything of it.
     pub fn remove_snapshot(&mut self, name: &str) -> bool {
         let gone = Section::Snapshot(name.to_owned());
-        let kept: Vec<&[u8]> = self.lines.lines().filter(|(at, _)| *at != gone).map(|(_, line)| line).collect();
-        let text = kept.concat();
-        let removed = text.len() != self.lines.to_bytes().len();
+        let parent = self.lines.properties(&gone).into_iter().rev().find(|(key, _)| key == "parent");
+        let parent = parent.map(|(_, parent)| format!("parent: {parent}\n").into_bytes()).unwrap_or_default();
+        let mut text = Vec::new();
+        for (_, line) in self.lines.lines().filter(|(at, _)| *at != gone) {
+            let is_child = key_value(line).is_some_and(|(key, value)| key == "parent" && value == name);
+            text.extend_from_slice(if is_child { &parent } else { line });
+        }
+        let changed = text != self.lines.to_bytes();
         self.lines = GuestConfig::parse(&text);
-        removed
+        changed
+    }
+
+    /// The volumes that are kept without being used, `unusedN`, and those that a snapshot has.
+    pub fn aside(&self, snapshot: &str) -> Vec<String> {
+        let of = |section: Section, wanted: fn(&str) -> bool| {
+            self.lines.properties(&section).into_iter().filter(move |(key, _)| wanted(key)).map(|(_, value)| value)
+        };
+        let unused = of(Section::Main, |key| key.starts_with("unused"));
+        let in_snapshot = of(Section::Snapshot(snapshot.to_owned()), |key| key == "rootfs" || number(key).is_some());
+        let source = |value: String| Some(pairs(&value, "volume").into_iter().find(|(key, _)| key == "volume")?.1);
+        unused
+            .chain(in_snapshot)
+            .filter_map(source)
+            .filter(|volid| volid.contains(':') && !volid.starts_with('/'))
+            .collect()
     }
 
     /// Takes all lines for LXC itself away; whether there was one.

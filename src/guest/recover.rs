@@ -6,13 +6,16 @@ use super::commands::wait_for_makers;
 use super::conffile;
 use super::container::freeze;
 use super::record::{Intent, Orphan};
-use crate::host::Host;
+use crate::host::{Host, files};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 #[cfg(test)]
@@ -114,7 +117,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::SwitchedOn { .. } => 5,
         Intent::File { .. } => 6,
         Intent::Dir { .. } => 7,
-        Intent::NewFirewall => 7,
+        Intent::NewFirewall | Intent::OldFirewall { .. } => 7,
         Intent::NewConfig => 8,
         Intent::ConfigLock { .. } => 9,
     }
@@ -126,6 +129,7 @@ pub fn describe(intent: &Intent) -> String {
         Intent::ConfigLock { lock } => format!("lock '{lock}' in the guest's config"),
         Intent::NewConfig => "placeholder config of the new guest".into(),
         Intent::NewFirewall => "firewall file of the new guest".into(),
+        Intent::OldFirewall { .. } => "firewall file of the old guest".into(),
         Intent::Paused => "paused guest".into(),
         Intent::Frozen => "frozen file systems of the guest".into(),
         Intent::StandsStill { .. } => "frozen container".into(),
@@ -158,16 +162,21 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::Session { qmp } => actions.sweep(vmid, qmp),
         Intent::ShutDown { qemu } => actions.start(vmid, *qemu),
         Intent::Started => actions.stop(vmid),
-        Intent::File { path, .. } => remove_path(host, path, remove_unless_locked),
-        Intent::Dir { path } => remove_path(host, path, |p| std::fs::remove_dir_all(p)),
+        Intent::File { path, .. } => remove_path(host, path, |p, _| remove_unless_locked(p)),
+        Intent::Dir { path } => remove_path(host, path, |p, gone| {
+            files::remove_tree(p, &|| {
+                gone.fetch_add(1, Ordering::Relaxed);
+            })
+        }),
         Intent::Volume { volid, .. } => {
             wait_for_makers(host, vmid).and_then(|()| free_unless_named(host, volid, actions))
         }
         Intent::NewFirewall => match conffile::read(host, vmid) {
             Ok(Some(config)) if !conffile::is_placeholder(&config) => Ok(None),
-            Ok(_) => remove_path(host, &conffile::firewall_path(vmid), |p| std::fs::remove_file(p)),
+            Ok(_) => remove_path(host, &conffile::firewall_path(vmid), |p, _| std::fs::remove_file(p)),
             Err(e) => Err(format!("whether the guest came into being cannot be told: {e}")),
         },
+        Intent::OldFirewall { rules } => put_back(host, vmid, rules.as_deref()),
         Intent::NewConfig => match conffile::remove_placeholder(host, vmid) {
             Ok(Some(kind)) => Ok(Some(format!("removed the placeholder config of {kind} {vmid}"))),
             Ok(None) => Ok(None),
@@ -208,24 +217,63 @@ fn remove_unless_locked(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }
 
+/// Puts back the firewall file of a guest that was to be replaced, and was not: its config still has the lock of the restore.
+fn put_back(host: &Host, vmid: u32, rules: Option<&[u8]>) -> Step {
+    let path = conffile::firewall_path(vmid);
+    match conffile::read(host, vmid) {
+        Ok(Some(config)) if conffile::lock_of(&config).as_deref() == Some("create") => {}
+        Ok(_) => return Ok(None),
+        Err(e) => return Err(format!("whether the guest was replaced cannot be told: {e}")),
+    }
+    let real = host.path(&path);
+    let Some(rules) = rules else { return remove_path(host, &path, |p, _| std::fs::remove_file(p)) };
+    if std::fs::read(&real).is_ok_and(|now| now == rules) {
+        return Ok(None);
+    }
+    let put = files::replace(&real, rules);
+    put.map_err(|e| e.to_string()).map(|()| Some(format!("put back '{}' of the old guest", path.display())))
+}
+
 /// How long the removal of one file may take. On a network file system whose server is gone it would never end, and the
 /// guest's lock waits behind it.
 const REMOVAL: Duration = Duration::from_secs(20);
 
-fn remove_path(host: &Host, path: &Path, remove: impl Fn(&Path) -> io::Result<()> + Send + 'static) -> Step {
+/// Removes `path` by `remove`, which counts what is gone.
+fn remove_path(
+    host: &Host,
+    path: &Path,
+    remove: impl Fn(&Path, &AtomicU64) -> io::Result<()> + Send + 'static,
+) -> Step {
     let names = path.components().filter(|c| matches!(c, Component::Normal(_))).count();
     if !path.is_absolute() || names < 2 || path.components().any(|c| c == Component::ParentDir) {
         return Err("the path is not one of ours".into());
     }
     let (tell, told) = std::sync::mpsc::channel();
     let real = host.path(path);
+    let gone = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&gone);
     // Abandoned, when it does not come back: it may be beyond the reach of any signal. A removal that nobody waits for any
     // more, too, removes only what is ours.
-    std::thread::spawn(move || tell.send(remove(&real)).unwrap_or_default());
-    match told.recv_timeout(REMOVAL).map_err(|_| "its file system does not answer".to_owned())? {
+    std::thread::spawn(move || tell.send(remove(&real, &count)).unwrap_or_default());
+    match ended(&told, &gone, REMOVAL).ok_or("its file system does not answer")? {
         Ok(()) => Ok(Some(format!("removed '{}'", path.display()))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.to_string()),
+    }
+}
+
+/// How a removal ended; `None` when nothing more has gone for as long as `patience`.
+fn ended(told: &Receiver<io::Result<()>>, gone: &AtomicU64, patience: Duration) -> Option<io::Result<()>> {
+    let mut before = gone.load(Ordering::Relaxed);
+    loop {
+        if let Ok(ended) = told.recv_timeout(patience) {
+            return Some(ended);
+        }
+        let now = gone.load(Ordering::Relaxed);
+        if now == before {
+            return None;
+        }
+        before = now;
     }
 }
 

@@ -1,14 +1,18 @@
 //! Files that must be the old ones or the new ones whatever happens: replacing them whole, syncing their directory, and
 //! locks on files that other programs take, too.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::procfs;
 
@@ -35,6 +39,41 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         };
     }
     sync_parent(path)
+}
+
+/// Removes a directory with all it holds, without following any link, and calls `each` for every entry that is gone. Of a deep
+/// tree every level holds a file descriptor.
+///
+/// # Errors
+/// The first entry that cannot be removed.
+pub fn remove_tree(path: &Path, each: &dyn Fn()) -> io::Result<()> {
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let name = std::ffi::CString::new(name.as_encoded_bytes())?;
+    let parent = nix::fcntl::open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok(remove_below(parent.as_fd(), &name, each)?)
+}
+
+fn remove_below(parent: BorrowedFd<'_>, name: &CStr, each: &dyn Fn()) -> nix::Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut dir = nix::dir::Dir::openat(parent, name, flags, Mode::empty())?;
+    let mut entries = Vec::new();
+    for entry in dir.iter() {
+        let entry = entry?;
+        if ![c".", c".."].contains(&entry.file_name()) {
+            entries.push(entry.file_name().to_owned());
+        }
+    }
+    for entry in &entries {
+        match unlinkat(&dir, entry.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+            Err(refused @ (Errno::EISDIR | Errno::EPERM)) => remove_below(dir.as_fd(), entry, each)
+                .map_err(|errno| if errno == Errno::ENOTDIR { refused } else { errno })?,
+            Err(Errno::ENOENT) | Ok(()) => {}
+            Err(errno) => return Err(errno),
+        }
+        each();
+    }
+    unlinkat(parent, name, UnlinkatFlags::RemoveDir)
 }
 
 /// Where this process writes what becomes `path`. The node's own tools use the same name, which is why its file system knows

@@ -11,12 +11,14 @@ use nix::sys::signal::Signal;
 use nix::sys::statfs::{self, FsType, statfs};
 
 use super::guest_run::{GuestError, GuestRun};
+use super::progress::TreeLines;
 use crate::config::MountPoint;
 use crate::guest::commands::wait_for_makers;
 use crate::guest::container::activate::Activation;
+use crate::guest::container::complaints::{Complaints, verdict, wait};
 use crate::guest::container::mounts::{Mount, Room};
 use crate::guest::container::snapshot::{Mountable, SnapshotError, StorageSnapshot};
-use crate::guest::container::tree::{Complaints, Excludes, Tar, TreeError, verdict, wait};
+use crate::guest::container::tree::{Excludes, Tar, TreeError};
 use crate::guest::container::{Container, mount_place};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
@@ -24,7 +26,7 @@ use crate::guest::vm::VmError;
 use crate::host::child;
 use crate::schema::Mode;
 use crate::storage::{VolId, mount_of};
-use crate::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, TransferError, pack_tar};
+use crate::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, TarProgress, TransferError, pack_tar};
 
 /// How long `tar` may take to end after its output has.
 const END: Duration = Duration::from_secs(60);
@@ -193,9 +195,9 @@ impl GuestRun<'_> {
     fn mounts(&self, container: &Container, place: &mut Place, held: &mut Held) -> Result<Vec<Mount>, GuestError> {
         let mut mounts = Vec::new();
         for point in container.included() {
-            let snapshot = place.snapshots.iter().find(|(of, _)| of.key == point.key);
+            let snapshot = place.snapshots.iter().find(|(of, _)| of.key == point.key).cloned();
             let volid = point.volid().unwrap_or_default();
-            let source = match snapshot {
+            let source = match &snapshot {
                 Some((_, snapshot)) => snapshot
                     .open(self.job.host)
                     .map_err(|reason| SnapshotError::SwitchOn { volid: volid.to_owned(), reason })?,
@@ -206,6 +208,9 @@ impl GuestRun<'_> {
                 mp: point.mp.clone(),
                 source,
                 frozen: container.config.is_template(),
+                read_only: point.is_read_only(),
+                // A snapshot goes when it is read.
+                quota: point.has_quota() && snapshot.is_none(),
                 acl: point.acl(),
             });
         }
@@ -294,7 +299,9 @@ impl GuestRun<'_> {
                 host: job.host.clone(),
             };
             let from = TarFrom::Fd(OwnedFd::from(stdout), "tar".into());
-            Ok(pack_tar(from, output, &how, &mut |_| {}, job.cancel)?)
+            let mut lines = TreeLines::start();
+            let mut progress = |now: &TarProgress| lines.due(now).iter().for_each(|line| job.log.info(line));
+            Ok(pack_tar(from, output, &how, &mut progress, job.cancel)?)
         });
         // What tar makes is wrong because tar failed; what cannot be written is not tar's fault, and it is sent home.
         let is_tars = matches!(packed, Ok(_) | Err(GuestError::Transfer(TransferError::Tar { .. })));

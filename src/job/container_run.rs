@@ -2,6 +2,7 @@
 //! The container comes first: it stands still only as long as its data needs an instant, and never because a hook or a terminal
 //! takes its time.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,11 @@ use super::log::Kind;
 use crate::config::{ContainerConfig, MountPoint};
 use crate::guest::conffile;
 use crate::guest::container::freeze::{Freezer, Frozen};
+use crate::guest::container::mounts::Room;
 use crate::guest::container::power::ContainerPower;
 use crate::guest::container::snapshot::{NAME, SnapshotError, StorageSnapshot};
 use crate::guest::container::tree::{Excludes, Sync};
-use crate::guest::container::{Container, mounts};
+use crate::guest::container::{Container, mount_place, mounts};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
 use crate::schema::Mode;
@@ -67,13 +69,16 @@ impl GuestRun<'_> {
         if self.running {
             let init = power.init()?;
             self.qemu = Some(init);
-            if self.mode != Mode::Stop {
-                freezer = Some(Freezer::of(container.vmid, init)?);
-            }
+            // Only to see whether somebody else lets it stand still.
+            let of = Freezer::of(container.vmid, init);
+            freezer = if self.mode == Mode::Stop { of.ok() } else { Some(of?) };
         } else {
             self.mode = Mode::Stop;
         }
         self.paused = freezer.as_ref().map(Freezer::is_frozen).transpose()?.unwrap_or(false);
+        if self.paused && self.mode == Mode::Stop {
+            return Err(GuestError::FrozenBefore(self.vmid));
+        }
         let mut snapshots = Vec::new();
         if self.mode == Mode::Snapshot {
             self.describe(&container);
@@ -169,15 +174,24 @@ impl GuestRun<'_> {
                 job.log.info("found old vzdump snapshot (force removal)");
             }
         };
-        for volid in container.points.iter().filter_map(MountPoint::volid) {
-            let Some(snapshot) = StorageSnapshot::of(job.host, job.volumes, volid)? else { continue };
+        // Detached since, too: the next snapshot of such a volume would fail.
+        let aside = container.config.aside(NAME);
+        let in_use = container.points.iter().filter_map(MountPoint::volid);
+        let volids: BTreeSet<&str> = in_use.chain(aside.iter().map(String::as_str)).collect();
+        for volid in volids {
+            let snapshot = match StorageSnapshot::of(job.host, job.volumes, volid) {
+                // A volume that is not backed up may be on a storage that is gone.
+                Err(_) if aside.iter().any(|other| other == volid) => continue,
+                other => other?,
+            };
+            let Some(snapshot) = snapshot else { continue };
             let failed = |reason| GuestError::LeftOver { what: snapshot.to_string(), reason };
             if snapshot.exists(job.host).map_err(failed)? {
                 tell();
                 snapshot.remove(job.host).map_err(failed)?;
             }
         }
-        if container.config.snapshots().iter().any(|name| name == NAME) {
+        if container.config.clone().remove_snapshot(NAME) {
             tell();
             let edited = conffile::edit(job.host, vmid.get(), |text| {
                 let mut config = ContainerConfig::parse(&text.unwrap_or_default());
@@ -297,8 +311,15 @@ impl GuestRun<'_> {
     ) -> Result<(), GuestError> {
         let (job, log) = (self.job, &self.job.log);
         let root = format!("/proc/{}/root", self.qemu.unwrap_or_default());
+        let room = Room::open(job.host)?;
+        let points: Vec<(&str, &str)> = container.included().map(|p| (p.key.as_str(), p.mp.as_str())).collect();
+        let viewed = room.view(&mount_place(), self.qemu.unwrap_or_default(), &points);
+        if let Err(error) = &viewed {
+            log.info(&format!("reading the container by its paths, as it cannot be seen otherwise: {error}"));
+        }
         let sync = Sync {
-            from: root.clone().into(),
+            from: if viewed.is_ok() { job.host.path(mount_place()) } else { root.clone().into() },
+            room: viewed.is_ok().then_some(&room),
             to: &place.tree,
             mount_points: container.included().map(|point| point.mp.as_str()).collect(),
             not: container.excluded().map(|(point, _)| point.mp.as_str()).collect(),
@@ -308,7 +329,7 @@ impl GuestRun<'_> {
         };
         let copy = |text: &str, first: bool, most: Duration, said: &mut Vec<String>| {
             // A link in the container would lead the copy to files of the node.
-            for point in container.included() {
+            for point in container.included().filter(|_| viewed.is_err()) {
                 mounts::check_inside(Path::new(&root), &point.key, &point.mp)?;
             }
             let begun = Instant::now();
@@ -336,7 +357,9 @@ impl GuestRun<'_> {
         let copied = same.and_then(|()| copy("final", false, most, &mut said));
         let stood = self.thaw_container(freezer, frozen, held);
         tell(&mut said);
+        let closed = room.close();
         log.info(&copied?);
+        closed?;
         log.info("resuming guest");
         let stood = stood?;
         self.hook("pre-restart")?;

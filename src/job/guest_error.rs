@@ -47,6 +47,8 @@ pub(super) enum GuestError {
     NoBridge,
     #[error("the VM is paused and cannot shut down: use mode 'snapshot', or resume it first")]
     Paused,
+    #[error("CT {0} is frozen and cannot shut down: use mode 'snapshot' or 'suspend', or thaw it first")]
+    FrozenBefore(Vmid),
     #[error("The number of protected backups per guest is limited to {most} on storage '{storage}'")]
     TooManyProtected { most: u64, storage: String },
     #[error(

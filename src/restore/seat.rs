@@ -90,10 +90,18 @@ impl Seat {
             record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
         }
         if let Some(rules) = restored.firewall {
-            if !self.overwrite {
-                record.note(&Intent::NewFirewall)?;
-            }
             let path = host.path(conffile::firewall_path(vmid));
+            let intent = if self.overwrite {
+                let old = match std::fs::read(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    other => other.map(Some),
+                };
+                let rules = old.map_err(|e| ExecuteError::Step(format!("reading '{}' failed: {e}", path.display())))?;
+                Intent::OldFirewall { rules }
+            } else {
+                Intent::NewFirewall
+            };
+            record.note(&intent)?;
             path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::replace(&path, rules)).map_err(
                 |e| ExecuteError::Step(format!("writing '{}' failed: {e}", conffile::firewall_path(vmid).display())),
             )?;

@@ -93,10 +93,13 @@ fn single_line(value: &str) -> Result<(), String> {
 
 fn check_format(format: Format, value: &str) -> Result<(), String> {
     let reason = match format {
-        Format::Directory | Format::Archive if value.is_empty() => {
+        Format::Directory | Format::Archive | Format::ContainerArchive if value.is_empty() => {
             return Err("value must be at least 1 characters long".into());
         }
-        Format::Any | Format::File | Format::Directory | Format::Archive | Format::Pool => return single_line(value),
+        Format::Any | Format::File | Format::Directory | Format::Archive | Format::ContainerArchive | Format::Pool => {
+            return single_line(value);
+        }
+        Format::Lines if value.contains('\0') => return Err("contains a NUL character\n".into()),
         Format::StorageId if !STORAGE.is_match(value) => format!("storage ID '{value}' contains illegal characters"),
         Format::Vmid if value.parse::<Vmid>().is_err() => "value does not look like a valid VM ID".to_owned(),
         Format::Node if !NODE.is_match(value) => "value does not look like a valid node name".to_owned(),

@@ -44,12 +44,16 @@ pub use vzdump::{
 pub enum Format {
     /// Any single line.
     Any,
+    /// Any text, of several lines, too.
+    Lines,
     /// The path of a file; empty where none is wanted.
     File,
     /// The path of a directory.
     Directory,
-    /// An archive: a path, a volume, or `-`.
+    /// An archive of a virtual machine: a path, a volume, or `-`.
     Archive,
+    /// One of a container.
+    ContainerArchive,
     /// The name of a pool.
     Pool,
     /// A storage's name.

@@ -1,7 +1,7 @@
 //! The tables: every option of every command line. Names, defaults, ranges and words are the ones administrators know;
 //! `golden/vzdump/44-help` holds them all.
 
-use super::Format::{Any, Archive, Directory, File, Mail, Node, Pool, StorageId, Token, Vmid};
+use super::Format::{Any, Archive, ContainerArchive, Directory, File, Lines, Mail, Node, Pool, StorageId, Token, Vmid};
 use super::Kind::{Array, Bool, Enum, Integer, List, Number, Property, Text};
 use super::{Command, Kind, Opt, Positional, PropertyString};
 
@@ -208,7 +208,7 @@ pub static PCT_RESTORE: Command = Command {
     manual: (include_str!("man/pct_restore_before.roff"), include_str!("man/pct_restore_after.roff")),
     positional: Positional::Words(&[
         Opt::new("vmid", Text(Vmid), "The (unique) ID of the VM.").typetext("<integer> (100 - 999999999)"),
-        Opt::new("ostemplate", Text(Archive), "The backup file. You can pass '-' to read from standard input.")
+        Opt::new("ostemplate", Text(ContainerArchive), "The backup file. You can pass '-' to read from standard input.")
             .max_length(255),
     ]),
     options: &[
@@ -224,7 +224,7 @@ pub static PCT_RESTORE: Command = Command {
         Opt::new("cpulimit", Number, "Limit of CPU usage."),
         Opt::new("cpuunits", Integer { min: Some(0), max: Some(500_000) }, "CPU weight for a container."),
         Opt::new("debug", Bool, "Try to be more verbose. For now this only enables debug log-level on start."),
-        Opt::new("description", Text(Any), "Description for the Container.").max_length(8192),
+        Opt::new("description", Text(Lines), "Description for the Container.").max_length(8192),
         Opt::new("dev[n]", Array, "Device to pass through to the container.").typetext("<string>"),
         Opt::new("features", Text(Any), "Allow containers access to advanced features."),
         Opt::new("force", Bool, "Allow to overwrite existing container."),

@@ -128,3 +128,18 @@ fn lines_are_set_and_removed() {
     short.set("arch", "amd64");
     assert_eq!(short.to_bytes(), b"arch: amd64\nrootfs: a:b\nswap: 0\n");
 }
+
+#[test]
+fn a_removed_snapshot_leaves_no_child_behind() {
+    let text = b"rootfs: a:0\nparent: vzdump\nunused0: a:old\nunused1: /x\n[one]\nrootfs: a:0\n\n\
+        [vzdump]\nparent: one\nmp0: volume=a:1,mp=/x\nmp1: /bind,mp=/y\nrootfs: a:0\n[two]\nparent: vzdump\n";
+    let mut config = ContainerConfig::parse(text);
+    assert_eq!(config.aside("vzdump"), ["a:old", "a:1", "a:0"]);
+    assert!(config.remove_snapshot("vzdump"));
+    let wanted = "rootfs: a:0\nparent: one\nunused0: a:old\nunused1: /x\n[one]\nrootfs: a:0\n\n[two]\nparent: one\n";
+    assert_eq!(String::from_utf8(config.to_bytes()).unwrap(), wanted);
+    // What a killed run left without the section.
+    let mut config = ContainerConfig::parse(b"parent: vzdump\nrootfs: a:0\n");
+    assert!(config.remove_snapshot("vzdump") && !config.remove_snapshot("vzdump"));
+    assert_eq!(config.to_bytes(), b"rootfs: a:0\n");
+}

@@ -2,11 +2,13 @@
 //! freezer, its volumes mounted where nobody else sees it, snapshots of its storages, its tree read by `tar` and `rsync`.
 
 pub mod activate;
+pub mod complaints;
 pub mod freeze;
 pub mod mounts;
 pub mod power;
 pub mod snapshot;
 pub mod tree;
+mod view;
 
 use std::path::PathBuf;
 use std::process::Stdio;

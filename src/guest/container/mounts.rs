@@ -8,13 +8,15 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use super::COMMAND;
 use super::snapshot::Mountable;
-use crate::host::{Host, child, sys};
+use super::{COMMAND, view};
+use crate::host::child::{self, Ended};
+use crate::host::{Cancel, Host, sys};
 
 /// A volume could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,11 @@ pub struct Mount {
     pub source: Mountable,
     /// Whether nothing of it may change, the journal of its file system included: a template's, which was unmounted in order.
     pub frozen: bool,
+    /// Whether the container may not write to it, and nobody else shall.
+    pub read_only: bool,
+    /// Whether its file system keeps quotas in files of its own: what is left of deleted files is cleared up when it is mounted,
+    /// and the quotas have to follow.
+    pub quota: bool,
     /// Whether ACLs are switched on or off.
     pub acl: Option<bool>,
 }
@@ -136,6 +143,44 @@ impl Room {
             Ok(())
         };
         self.run(work).map_err(MountError::Room)?
+    }
+
+    /// Shows the volumes of the running container whose first process is `init` below `place`, read-only: those at `points`
+    /// (key and place in the container, the root first), and nothing that is mounted in them.
+    ///
+    /// # Errors
+    /// When the kernel cannot show them so.
+    pub fn view(&self, place: &Path, init: u32, points: &[(&str, &str)]) -> Result<(), MountError> {
+        let mut points: Vec<(String, String)> =
+            points.iter().map(|(key, mp)| ((*key).to_owned(), (*mp).to_owned())).collect();
+        points.sort_by_key(|(_, mp)| mp.split('/').filter(|part| !part.is_empty()).count());
+        let places = points.iter().map(|(_, mp)| mp.clone()).collect();
+        let trees = view::copies(init, places).map_err(MountError::Room)?;
+        let place = self.host.path(place);
+        let work = move |mounted: &mut Mounted| {
+            std::fs::create_dir_all(&place).map_err(MountError::Room)?;
+            for ((key, mp), tree) in points.iter().zip(trees) {
+                let at = walk(&place, key, mp, false)?;
+                let why =
+                    |error: io::Error| MountError::Mount { key: key.clone(), mp: mp.clone(), why: error.to_string() };
+                view::attach(&tree, &at).map_err(why)?;
+                mounted.push(at);
+            }
+            Ok(())
+        };
+        self.run(work).map_err(MountError::Room)?
+    }
+
+    /// Runs `command` where the mounts are seen, as [`child::run`].
+    ///
+    /// # Errors
+    /// When it cannot be run, or not be ended.
+    pub fn finish(&self, mut command: Command, limit: Duration, cancel: &Cancel) -> io::Result<Ended> {
+        let cancel = cancel.clone();
+        self.run(move |_| {
+            sys::end_with_thread(&mut command);
+            child::run(&mut command, None, limit, &cancel)
+        })?
     }
 
     /// Starts `command` where the mounts are seen. It ends with the room.
@@ -234,22 +279,10 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
             .and_then(|()| mount(none, at, none, read_only, none))
             .map_err(|errno| wrong(format!("'{}': {errno}", from.display())));
     }
-    let mut options = vec!["nodev", "nosuid", "noexec", "noatime"];
-    options.extend(what.acl.map(|acl| if acl { "acl" } else { "noacl" }));
     let (kind, source) = match &what.source {
         Mountable::Zfs(snapshot) => (Some("zfs"), PathBuf::from(snapshot)),
-        Mountable::Image(path) => {
-            options.push("loop");
-            (None, path.clone())
-        }
-        Mountable::Device(path) | Mountable::Directory(path) => (None, path.clone()),
+        Mountable::Image(path) | Mountable::Device(path) | Mountable::Directory(path) => (None, path.clone()),
     };
-    // A file system that was not unmounted in order shows its files only when its journal is worked off. The kernel does that for
-    // one that is mounted read-only, too, if what it lies on can be written: not so a loop device that is read-only.
-    // Mounted writable, ext4 would wait 20 seconds for another node that might have it (`mmp`, which a node's volumes have).
-    if what.frozen || !matches!(what.source, Mountable::Image(_)) {
-        options.push("ro");
-    }
     let try_mount = |options: &[&str]| {
         let mut command = host.command("mount");
         command.env("LC_ALL", "C");
@@ -259,12 +292,61 @@ fn mount_one(host: &Host, what: &Mount, at: &Path) -> Result<(), MountError> {
         let command = command.arg("-o").arg(options.join(",")).arg(&source).arg(at);
         child::said(command, Stdio::null(), Some(COMMAND)).map(drop)
     };
+    let mut first = Err(String::new());
+    for (number, options) in options(what).iter().enumerate() {
+        let mounted = try_mount(options);
+        if mounted.is_ok() {
+            return Ok(());
+        }
+        if number == 0 {
+            first = mounted;
+        }
+    }
+    first.map_err(wrong)
+}
+
+/// The options to try one after the other, the best ones first: no file system knows them all. What `mountoptions` may say
+/// changes nothing that is read, or is among them anyhow.
+fn options(what: &Mount) -> Vec<Vec<&'static str>> {
+    let Some(acl) = what.acl else { return options_with(what, &[]) };
+    // Newer kernels do not know the words for ext4 any more, or refuse them.
+    let mut sets = options_with(what, if acl { &["acl"] } else { &["noacl"] });
+    sets.extend(options_with(what, &[]));
+    sets
+}
+
+fn options_with(what: &Mount, acl: &[&'static str]) -> Vec<Vec<&'static str>> {
+    let mut always = vec!["nodev", "nosuid", "noexec", "noatime"];
+    always.extend(acl);
+    if let Mountable::Image(_) = what.source {
+        always.push("loop");
+    }
+    let with = |more: &[&'static str]| [always.as_slice(), more].concat();
+    if let Mountable::Zfs(_) = what.source {
+        return vec![with(&["ro"])];
+    }
+    if what.frozen {
+        // ext4, XFS, and what has no journal that could be left alone.
+        return vec![with(&["ro", "noload"]), with(&["ro", "norecovery", "nouuid"]), with(&["ro"])];
+    }
+    // A file system that was not unmounted in order shows its files only when its journal is worked off. The kernel does that for
+    // one that is mounted read-only, too, if what it lies on can be written: not so a loop device that is read-only. A block
+    // device is mounted read-only: writable, ext4 would wait 20 seconds for another node that might have it (`mmp`, which a node's
+    // volumes have).
+    let mut sets = Vec::new();
+    let is_image = matches!(what.source, Mountable::Image(_));
+    let read_only: &[&str] = if what.read_only || !is_image { &["ro"] } else { &[] };
+    if what.quota {
+        let quota = ["usrjquota=aquota.user", "grpjquota=aquota.group", "jqfmt=vfsv0"];
+        sets.push(with(&[read_only, &quota].concat()));
+    }
+    sets.push(with(read_only));
     // XFS has to be told that the original of a snapshot is mounted elsewhere.
-    let also = |first: String| {
-        let options = [options.as_slice(), &["nouuid"]].concat();
-        if kind.is_some() { Err(first) } else { try_mount(&options).map_err(|_| first) }
-    };
-    try_mount(&options).or_else(also).map_err(wrong)
+    sets.push(with(&[read_only, &["nouuid"]].concat()));
+    if what.read_only && is_image {
+        sets.push(with(&[]));
+    }
+    sets
 }
 
 #[cfg(test)]
@@ -273,7 +355,13 @@ mod tests {
 
     fn mount(key: &str, mp: &str, source: &Path) -> Mount {
         let (key, mp) = (key.to_owned(), mp.to_owned());
-        Mount { key, mp, source: Mountable::Directory(source.to_owned()), frozen: true, acl: None }
+        Mount { key, mp, source: Mountable::Directory(source.to_owned()), ..image() }
+    }
+
+    /// An image that does not exist.
+    fn image() -> Mount {
+        let (key, mp, source) = ("rootfs".to_owned(), "/".to_owned(), Mountable::Image("/nonexistent".into()));
+        Mount { key, mp, source, frozen: false, read_only: false, quota: false, acl: None }
     }
 
     fn is_root(test: &str) -> bool {
@@ -308,6 +396,72 @@ mod tests {
         assert_eq!(String::from_utf8(said.stdout).unwrap(), "deep");
         assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0, "seen from outside");
         room.close().unwrap();
+    }
+
+    /// The options that the kernel shows for an image with ext4 that was not unmounted in order.
+    fn shown(what: &Mount) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::with_root(dir.path().to_owned());
+        let room = Room::open(&host).unwrap();
+        room.mount(&super::super::mount_place(), std::slice::from_ref(what)).unwrap();
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/mounts").stdout(std::process::Stdio::piped());
+        let said = String::from_utf8(room.spawn(command).unwrap().wait_with_output().unwrap().stdout).unwrap();
+        room.close().unwrap();
+        said.lines().find(|line| line.contains("/mnt/vzsnap0 ")).unwrap().split(' ').nth(3).unwrap().to_owned()
+    }
+
+    #[test]
+    fn settings_of_a_mount_point_hold_when_it_is_read() {
+        let test = "settings_of_a_mount_point_hold_when_it_is_read";
+        if !is_root(test) || Command::new("mkfs.ext4").arg("-V").output().is_err() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image");
+        std::fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
+        assert!(Command::new("mkfs.ext4").arg("-q").arg(&file).status().unwrap().success());
+        let unclean = || {
+            // The journal has to be worked off, and nobody has done it: the flag is in the superblock.
+            assert!(Command::new("debugfs").args(["-w", "-R", "feature needs_recovery"]).arg(&file).output().is_ok());
+        };
+        let base = || Mount { source: Mountable::Image(file.clone()), ..image() };
+        let has = |options: &str, word: &str| options.split(',').any(|option| option == word);
+        let plain = shown(&base());
+        assert!(
+            has(&plain, "rw") && ["nodev", "nosuid", "noexec", "noatime"].iter().all(|o| has(&plain, o)),
+            "{plain}"
+        );
+        let read_only = shown(&Mount { read_only: true, ..base() });
+        assert!(has(&read_only, "ro") && !has(&read_only, "norecovery"), "{read_only}");
+        // Where the kernel does not let ACLs be switched off, it is read with them.
+        let acl = shown(&Mount { acl: Some(false), ..base() });
+        assert!(has(&acl, "rw") && has(&acl, "noatime"), "{acl}");
+        let quota = shown(&Mount { quota: true, ..base() });
+        // A kernel without quotas mounts it without.
+        assert!(has(&quota, "usrjquota=aquota.user") || !quota.contains("quota"), "{quota}");
+        // Of a template nothing changes, and nothing is worked off.
+        unclean();
+        let before = std::fs::read(&file).unwrap();
+        let template = shown(&Mount { frozen: true, quota: true, ..base() });
+        assert!(has(&template, "ro") && has(&template, "norecovery"), "{template}");
+        assert!(std::fs::read(&file).unwrap() == before, "the template was written to");
+        shown(&base());
+        assert!(std::fs::read(&file).unwrap() != before, "nothing had to be worked off");
+    }
+
+    #[test]
+    fn what_no_file_system_knows_is_tried_last() {
+        let sets = |what: &Mount| options(what).iter().map(|set| set[4..].join(",")).collect::<Vec<_>>();
+        assert_eq!(sets(&image()), ["loop", "loop,nouuid"]);
+        let frozen = Mount { frozen: true, acl: Some(true), quota: true, ..image() };
+        let without = ["loop,ro,noload", "loop,ro,norecovery,nouuid", "loop,ro"];
+        let wanted: Vec<String> = without.iter().map(|set| format!("acl,{set}")).collect();
+        assert_eq!(sets(&frozen), [wanted, without.map(str::to_owned).to_vec()].concat());
+        let quota = Mount { quota: true, read_only: true, source: Mountable::Device("/dev/x".into()), ..image() };
+        let journal = "ro,usrjquota=aquota.user,grpjquota=aquota.group,jqfmt=vfsv0";
+        assert_eq!(sets(&quota), [journal, "ro", "ro,nouuid"]);
+        assert_eq!(sets(&Mount { source: Mountable::Zfs("a@b".into()), ..image() }), ["ro"]);
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl ContainerPower {
         let mut stop = self.host.command("lxc-stop");
         // Who undoes what we did sees by the mark whether the container has been told and is about to end.
         stop.args(&args).stdin(mark(&self.host, self.vmid).map_err(io)?).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let give_up = Instant::now() + patience + LETTING_GO;
         let mut child = stop.spawn().map_err(io)?;
         let status = loop {
             if let Some(status) = child.try_wait().map_err(io)? {
@@ -108,6 +109,11 @@ impl ContainerPower {
             if cancel.is_set() {
                 // The container keeps what it was told, and the command waits for it.
                 return Err(ContainerPowerError::Interrupted);
+            }
+            // It has a time limit of its own. If that does not hold, its request to LXC's monitor hangs.
+            if Instant::now() > give_up {
+                child.kill().and_then(|()| child.wait()).map_err(io)?;
+                return Err(failed("got timeout".to_owned()));
             }
             std::thread::sleep(TICK);
         };

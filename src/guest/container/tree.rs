@@ -2,19 +2,14 @@
 //! of a running container. What they complain about is kept, so that a failure names the file.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
-
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use regex::Regex;
 
+use super::complaints::verdict;
+use super::mounts::Room;
 use crate::config::IdMap;
 use crate::host::child::{self, Ended};
 use crate::host::{Cancel, Host, sys};
@@ -36,8 +31,8 @@ pub const KEEPING: [&str; 9] = [
 ];
 /// What `tar` is not to complain about.
 pub const QUIET: [&str; 2] = ["--warning=no-file-ignored", "--warning=no-xattr-write"];
-/// Lines of complaints that an error shows; all of them are in the log.
-const SHOWN: usize = 3;
+/// Behind the original's words: the sockets that it leaves out are named.
+const SOCKETS: &str = "--warning=file-ignored";
 
 /// A tree could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +113,7 @@ impl Tar<'_> {
     pub fn words(&self) -> Vec<OsString> {
         // Two of them stand twice, as in the original's words.
         let first = ["cpf", "-"].iter().chain(&KEEPING).chain(&QUIET).chain(&["--one-file-system", QUIET[0]]);
-        let mut words: Vec<OsString> = first.map(OsString::from).collect();
+        let mut words: Vec<OsString> = first.chain(&[SOCKETS]).map(OsString::from).collect();
         let directory = |path: &Path| {
             let mut word = OsString::from("--directory=");
             word.push(path);
@@ -157,94 +152,13 @@ impl Tar<'_> {
     }
 }
 
-/// Collects what a program complains about while it runs.
-#[derive(Debug)]
-pub struct Complaints {
-    lines: Arc<Mutex<Vec<String>>>,
-    thread: JoinHandle<()>,
-}
-
-impl Complaints {
-    /// Reads `pipe` to its end; each line is told to `line`, too.
-    pub fn collect(pipe: impl Read + Send + 'static, line: impl Fn(&str) + Send + 'static) -> Self {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&lines);
-        let thread = std::thread::spawn(move || {
-            let mut pipe = BufReader::new(pipe);
-            let mut bytes = Vec::new();
-            while matches!(pipe.read_until(b'\n', &mut bytes), Ok(1..)) {
-                // Names of files may be in any encoding.
-                let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-                bytes.clear();
-                line(&text);
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                // The first ones are the causes.
-                if kept.len() < 100 {
-                    kept.push(text);
-                }
-            }
-        });
-        Self { lines, thread }
-    }
-
-    /// All that was said, once the program has ended; a grandchild that keeps the pipe is not waited for.
-    pub fn end(self) -> Vec<String> {
-        let give_up = Instant::now() + child::DRAIN;
-        while !self.thread.is_finished() && Instant::now() < give_up {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// How `program` ended, as an error if not well. Any exit code but zero is a failure, as with the original: a file that changed or
-/// went away while it was read is not in the archive as it ever was.
-///
-/// # Errors
-/// [`TreeError::Failed`] with the first complaints that name a file.
-pub fn verdict(program: &'static str, ended: std::process::ExitStatus, said: &[String]) -> Result<(), TreeError> {
-    if ended.success() {
-        return Ok(());
-    }
-    let how = ended.code().map_or_else(|| ended.to_string(), |code| format!("exit code {code}"));
-    let summary = |line: &&String| {
-        let idle = ["Exiting with failure status", "Error is not recoverable", "Total bytes written"];
-        !line.trim().is_empty() && !idle.iter().any(|words| line.contains(words))
-    };
-    let causes: Vec<&str> = said.iter().filter(summary).map(String::as_str).collect();
-    let more = causes.len().saturating_sub(SHOWN);
-    let mut text = causes.iter().take(SHOWN).copied().collect::<Vec<_>>().join("; ");
-    if more > 0 {
-        text += &format!("; and {more} more, see the log");
-    }
-    let said = if text.is_empty() { "it gave no reason".to_owned() } else { text };
-    Err(TreeError::Failed { program, how, said })
-}
-
-/// Waits for a child with a process group of its own that has closed its output; one that does not end is killed, with all it
-/// started.
-///
-/// # Errors
-/// When it cannot be waited for.
-pub fn wait(child: &mut Child, patience: Duration) -> std::io::Result<std::process::ExitStatus> {
-    let give_up = Instant::now() + patience;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        if Instant::now() > give_up {
-            child::signal_group(child::group(child)?, Signal::SIGKILL)?;
-            return child.wait();
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// A copy of a running container's tree.
 #[derive(Debug)]
 pub struct Sync<'a> {
-    /// The container's root, through its first process: `/proc/4711/root`.
+    /// Where the container's root is seen.
     pub from: PathBuf,
+    /// The room in which it is seen there; without, everybody does.
+    pub room: Option<&'a Room>,
     /// Where the copy is.
     pub to: &'a Path,
     /// The mount points that are copied, the root first.
@@ -301,8 +215,13 @@ impl Sync<'_> {
         const PROGRAM: &str = "rsync";
         let mut command = host.command(PROGRAM);
         command.args(self.words(first)).env("LC_ALL", "C");
-        sys::end_with_thread(&mut command);
-        let ended = child::run(&mut command, None, most, cancel);
+        let ended = match self.room {
+            Some(room) => room.finish(command, most, cancel),
+            None => {
+                sys::end_with_thread(&mut command);
+                child::run(&mut command, None, most, cancel)
+            }
+        };
         let output = match ended.map_err(|source| TreeError::Start { program: PROGRAM, source })? {
             Ended::Exited(output) => output,
             Ended::Late(limit) => return Err(TreeError::Late { program: PROGRAM, seconds: limit.as_secs() }),
@@ -334,13 +253,12 @@ fn literal(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::CommandExt;
 
     fn texts(words: &[OsString]) -> Vec<&str> {
         words.iter().map(|word| word.to_str().unwrap()).collect()
     }
 
-    /// As recorded in `golden/exec/ct-stopped-zstd.txt`.
+    /// As recorded in `golden/exec/ct-stopped-zstd.txt`, but for the word about sockets.
     #[test]
     fn the_words_of_the_original() {
         let given = ["/home/u/*".to_owned(), "foo".to_owned(), String::new()];
@@ -357,7 +275,7 @@ mod tests {
             texts(&words).join(" "),
             "cpf - --totals --one-file-system -p --sparse --numeric-owner --acls --xattrs --xattrs-include=user.* \
              --xattrs-include=security.capability --warning=no-file-ignored --warning=no-xattr-write --one-file-system \
-             --warning=no-file-ignored --directory=/mnt/bk/dump/x.tmp ./etc/vzdump/pct.conf ./etc/vzdump/pct.fw \
+             --warning=no-file-ignored --warning=file-ignored --directory=/mnt/bk/dump/x.tmp ./etc/vzdump/pct.conf ./etc/vzdump/pct.fw \
              --directory=/mnt/vzsnap0 --no-anchored --exclude=lost+found --exclude=foo --anchored --exclude=./home/u/* \
              --exclude=./tmp/?* --exclude=./var/tmp/?* --exclude=./var/run/?*.pid ./ ./data"
         );
@@ -376,6 +294,7 @@ mod tests {
         let excludes = Excludes::new(&["foo".into()], true);
         let sync = Sync {
             from: "/proc/7/root".into(),
+            room: None,
             to: Path::new("/x.tmp"),
             mount_points: vec!["/", "/data"],
             not: vec!["/no", "/n[o]"],
@@ -393,24 +312,5 @@ mod tests {
         assert!(texts(&poor.words(false)).join(" ").starts_with(
             "--stats -h --numeric-ids -aH --delete --no-whole-file --inplace --modify-window=-1 --one-file-system --relative --bwlimit=5"
         ));
-    }
-
-    #[test]
-    fn a_failure_names_the_file() {
-        let end = |script: &str| {
-            let mut command = Command::new("sh");
-            let mut child = command.args(["-c", script]).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
-            let said = Complaints::collect(child.stderr.take().unwrap(), |_| {});
-            let status = wait(&mut child, Duration::from_secs(30)).unwrap();
-            verdict("tar", status, &said.end()).map_err(|error| error.to_string())
-        };
-        assert_eq!(end("echo tar: ./x: socket ignored >&2"), Ok(()));
-        assert_eq!(
-            end("echo 'tar: ./log: file changed as we read it' >&2; echo 'Total bytes written: 1 (1KiB)' >&2; exit 1"),
-            Err("command 'tar' failed: exit code 1: tar: ./log: file changed as we read it".to_owned())
-        );
-        let many = end("for i in 1 2 3 4 5; do echo tar: $i: Cannot open >&2; done; exit 2").unwrap_err();
-        assert!(many.ends_with("3: Cannot open; and 2 more, see the log"), "{many}");
-        assert!(end("exit 2").unwrap_err().ends_with("exit code 2: it gave no reason"));
     }
 }

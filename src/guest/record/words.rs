@@ -67,6 +67,11 @@ pub enum Intent {
     },
     /// The firewall file of a guest that does not exist yet; it goes unless the guest came into being.
     NewFirewall,
+    /// The firewall file of a guest that is about to be replaced; it is put back unless that came to pass.
+    OldFirewall {
+        /// What was in it; none if there was no file.
+        rules: Option<Vec<u8>>,
+    },
     /// A volume that goes unless some guest's config names it: one being restored (named from the moment the restore is
     /// complete), one being replaced by a restore (named until then), a fleecing volume (never named).
     Volume {

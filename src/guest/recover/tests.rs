@@ -216,3 +216,69 @@ fn paths_that_cannot_be_ours_are_refused() {
     assert_eq!(report.failed.len(), 4);
     assert!(node.host.path("/etc").exists());
 }
+
+#[test]
+fn the_old_guest_gets_its_firewall_back_and_the_new_one_keeps_its_own() {
+    let node = Node::new();
+    let path = node.host.path(conffile::firewall_path(100));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    for (config, old, wanted) in [
+        ("name: old\nlock: create\n", Some(&b"old \xff"[..]), Some(&b"old \xff"[..])),
+        ("name: old\nlock: create\n", None, None),
+        ("name: new\n", Some(b"old"), Some(b"new")),
+        ("name: new\n", None, Some(b"new")),
+    ] {
+        node.config(100, config);
+        std::fs::write(&path, "new").unwrap();
+        let old = Intent::OldFirewall { rules: old.map(<[u8]>::to_vec) };
+        let mut orphan = node.orphan(&[Intent::ConfigLock { lock: "create".into() }, old]);
+        let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
+        assert!(report.failed.is_empty(), "{config}: {report:?}");
+        assert_eq!(std::fs::read(&path).ok().as_deref(), wanted, "{config}");
+        assert!(!conffile::read(&node.host, 100).unwrap().unwrap().ends_with(b"create\n"), "{config}");
+        orphan.clear().unwrap();
+    }
+}
+
+#[test]
+fn a_large_directory_may_take_its_time_and_one_that_hangs_may_not() {
+    let (gone, patience) = (AtomicU64::new(0), Duration::from_millis(200));
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..30 {
+                std::thread::sleep(Duration::from_millis(20));
+                gone.fetch_add(1, Ordering::Relaxed);
+            }
+            tell.send(Ok(())).unwrap();
+        });
+        assert!(ended(&told, &gone, patience).is_some_and(|ended| ended.is_ok()));
+        assert_eq!(gone.load(Ordering::Relaxed), 30);
+    });
+    assert!(ended(&told, &gone, patience).is_none());
+}
+
+#[test]
+fn a_directory_goes_with_all_it_holds_and_nothing_else() {
+    let node = Node::new();
+    let dir = node.host.path("/mnt/bk/dump/x.tmp");
+    let mut deep = dir.join("deep");
+    for _ in 0..60 {
+        deep.push("a".repeat(60));
+        std::fs::create_dir_all(&deep).unwrap();
+    }
+    let outside = node.host.path("/mnt/bk/precious");
+    std::fs::create_dir_all(&outside).unwrap();
+    std::fs::write(outside.join("file"), "").unwrap();
+    std::os::unix::fs::symlink(&outside, dir.join("link")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent", dir.join("broken")).unwrap();
+    std::os::unix::net::UnixListener::bind(dir.join("s")).unwrap();
+    let mut orphan = node.orphan(&[Intent::Dir { path: "/mnt/bk/dump/x.tmp".into() }]);
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
+    assert_eq!(report.done, ["removed '/mnt/bk/dump/x.tmp'"], "{report:?}");
+    assert!(!dir.exists() && outside.join("file").exists());
+    orphan.clear().unwrap();
+    let mut again = node.orphan(&[Intent::Dir { path: "/mnt/bk/dump/x.tmp".into() }]);
+    let report = recover(&node.host, &mut again, &Double::default(), LockClaim::Certain);
+    assert!(report.done.is_empty() && report.failed.is_empty(), "{report:?}");
+}

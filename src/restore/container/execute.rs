@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::time::Duration;
 
 use super::plan::{Plan, SUBVOLUME};
 use super::tree::{Members, Unpack, Volume, unpack};
@@ -11,10 +11,14 @@ use crate::config::Fresh;
 use crate::guest::conffile::Kind;
 use crate::guest::record::{Intent, Record};
 use crate::guest::recover::GuestActions;
-use crate::host::{Cancel, Host};
+use crate::host::child::{self, Ended};
+use crate::host::{Cancel, Host, sys};
 use crate::restore::execute::{ExecuteError, Numbers, stop_if_asked};
 use crate::restore::seat::{Restored, Seat};
 use crate::restore::volumes::{Volumes, volume_name};
+
+/// How long making a file system may take: a device of many TiB that is discarded first.
+const MAKING: Duration = Duration::from_secs(3600);
 
 /// What a restore of a container works with.
 pub struct Tools<'a> {
@@ -103,12 +107,16 @@ fn make_file_system(path: &PathBuf, (user, group): (u32, u32), tools: &mut Tools
     let owner = format!("root_owner={user}:{group}");
     let shown = || format!("command 'mkfs.ext4 -O mmp -E {owner} {}' failed", path.display());
     let mut command = tools.host.command("mkfs.ext4");
-    command.args(["-O", "mmp", "-E", &owner]).arg(path).env("LC_ALL", "C").stdin(Stdio::null());
-    let out = command.output().map_err(|e| ExecuteError::Step(format!("{}: {e}", shown())))?;
-    if !out.status.success() {
-        let said = String::from_utf8_lossy(&out.stderr).trim().replace('\n', "; ");
-        return Err(ExecuteError::Step(format!("{}: {said}", shown())));
-    }
+    command.args(["-O", "mmp", "-E", &owner]).arg(path).env("LC_ALL", "C");
+    // If we are killed, the volume is removed, and nobody may write to it then.
+    sys::end_with_thread(&mut command);
+    let failed = |why: String| ExecuteError::Step(format!("{}: {why}", shown()));
+    let out = match child::run(&mut command, None, MAKING, tools.cancel).map_err(|e| failed(e.to_string()))? {
+        Ended::Exited(out) if out.status.success() => out,
+        Ended::Exited(out) => return Err(failed(out.complaint().replace('\n', "; "))),
+        Ended::Late(limit) => return Err(failed(format!("it did not end within {} seconds", limit.as_secs()))),
+        Ended::Cancelled => return Err(ExecuteError::Interrupted),
+    };
     for text in String::from_utf8_lossy(&out.stdout).lines().filter(|text| is_worth_a_line(text)) {
         (tools.line)(text);
     }

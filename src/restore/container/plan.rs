@@ -412,16 +412,18 @@ fn is_subvolume(storage: &Storage, size: u64) -> bool {
     }
 }
 
-/// Notes as they stand in a config: lines that begin with `#`, in which what has a meaning there is written `%3A`.
+/// Notes as they stand in a config: lines that begin with `#`, in which what has a meaning there, and all beyond ASCII, is written `%3A`.
 fn notes(text: &str) -> String {
     let mut out = String::new();
-    for line in text.lines() {
+    if text.is_empty() {
+        return out;
+    }
+    for line in text.strip_suffix('\n').unwrap_or(text).split('\n') {
         out.push('#');
-        for c in line.chars() {
-            match c {
-                '%' | ':' => out.push_str(&format!("%{:02X}", u32::from(c))),
-                c if c.is_ascii_control() => out.push_str(&format!("%{:02X}", u32::from(c))),
-                c => out.push(c),
+        for byte in line.bytes() {
+            match byte {
+                b'%' | b':' | 0..=0x1f | 0x7f.. => out.push_str(&format!("%{byte:02X}")),
+                plain => out.push(char::from(plain)),
             }
         }
         out.push('\n');

@@ -86,7 +86,7 @@ fn action(opt: &Opt, indent: usize) -> String {
         }
         Values::Directory => vec![files("-d")],
         Values::File => vec![files("-f")],
-        Values::Archive => vec![ask("archives"), files("-f")],
+        Values::Archive(source) => vec![ask(source.as_str()), files("-f")],
         Values::Free => vec![":".to_owned()],
     };
     lines.iter().map(|line| format!("{:indent$}{line}\n", "")).collect()

@@ -7,7 +7,7 @@ pub(super) fn script(command: &Command) -> String {
     let name = command.name;
     let mut script = format!("# fish completion for {name}, made by: vzkeep completion {name} --shell fish\n");
     for opt in positionals(command) {
-        let files = if matches!(values(opt), Values::Archive) { "" } else { " -f" };
+        let files = if matches!(values(opt), Values::Archive(_)) { "" } else { " -f" };
         // Several guests are words of their own here, not one list.
         let candidates = match values(opt) {
             Values::AskList(source) => Some(ask(source)),
@@ -22,7 +22,7 @@ pub(super) fn script(command: &Command) -> String {
         // The value of a boolean may be left out, so none is offered.
         if !matches!(opt.kind, Kind::Bool) {
             line += match values(opt) {
-                Values::File | Values::Archive => " -r -F",
+                Values::File | Values::Archive(_) => " -r -F",
                 _ => " -x",
             };
             if let Some(candidates) = candidates(opt) {
@@ -44,7 +44,7 @@ fn candidates(opt: &Opt) -> Option<String> {
             Some(format!("(__fish_append , {})", keys.join(" ")))
         }
         Values::Directory => Some("(__fish_complete_directories)".to_owned()),
-        Values::Archive => Some(ask(Source::Archives)),
+        Values::Archive(source) => Some(ask(source)),
         Values::File | Values::Free => None,
     }
 }

@@ -33,6 +33,8 @@ pub enum Source {
     Nodes,
     /// The archives of virtual machines on storages, as volumes.
     Archives,
+    /// Those of containers.
+    ContainerArchives,
 }
 
 impl Source {
@@ -44,6 +46,7 @@ impl Source {
             Self::Pools => "pools",
             Self::Nodes => "nodes",
             Self::Archives => "archives",
+            Self::ContainerArchives => "container-archives",
         }
     }
 }
@@ -72,7 +75,7 @@ enum Values {
     /// A file.
     File,
     /// A file or an archive on a storage.
-    Archive,
+    Archive(Source),
     /// Nothing that could be known.
     Free,
 }
@@ -89,7 +92,8 @@ fn values(opt: &Opt) -> Values {
         Kind::List(Format::Vmid) => Values::AskList(Source::Guests),
         Kind::Text(Format::Directory) => Values::Directory,
         Kind::Text(Format::File) => Values::File,
-        Kind::Text(Format::Archive) => Values::Archive,
+        Kind::Text(Format::Archive) => Values::Archive(Source::Archives),
+        Kind::Text(Format::ContainerArchive) => Values::Archive(Source::ContainerArchives),
         Kind::Text(_) | Kind::List(_) | Kind::Array | Kind::Integer { .. } | Kind::Number => Values::Free,
     }
 }

@@ -19,7 +19,7 @@ _vzkeep_@ID@_ask() {
 }
 
 _vzkeep_@ID@_archives() {
-    _alternative 'volumes:volume: _vzkeep_@ID@_ask archives' 'files:file:_files'
+    _alternative "volumes:volume: _vzkeep_@ID@_ask $1" 'files:file:_files'
 }
 
 "#;
@@ -84,7 +84,7 @@ fn action(opt: &Opt, id: &str) -> String {
         Values::Keys(_) => function(opt, id).trim_end_matches("()").to_owned(),
         Values::Directory => "_files -/".to_owned(),
         Values::File => "_files".to_owned(),
-        Values::Archive => format!("_vzkeep_{id}_archives"),
+        Values::Archive(source) => format!(" _vzkeep_{id}_archives {}", source.as_str()),
         Values::Free => " ".to_owned(),
     }
 }

@@ -59,7 +59,7 @@ fn what_was_given_stands_above_the_backup() {
         mount_points: [(0, "local:1,mp=/data/,ro=1".into()), (3, "/x,mp=/y".into())].into(),
         unprivileged: Some(false),
         unique: true,
-        description: Some("50% of: it".into()),
+        description: Some("50% of: it\nKüche\n\nend\r\n".into()),
         settings: settings.into(),
         ..request()
     };
@@ -68,7 +68,7 @@ fn what_was_given_stands_above_the_backup() {
     assert_eq!(plan.warnings.len(), 2, "{:?}", plan.warnings);
     assert_eq!(
         config(&plan),
-        "#50%25 of%3A it\narch: amd64\nhostname: new\nmemory: 256\nmp0: local:new,mp=/data,ro=1,size=1G\nmp3: /x,mp=/y\n\
+        "#50%25 of%3A it\n#K%C3%BCche\n#\n#end%0D\narch: amd64\nhostname: new\nmemory: 256\nmp0: local:new,mp=/data,ro=1,size=1G\nmp3: /x,mp=/y\n\
          net0: name=eth0,hwaddr=BC:24:11:07:00:00\nostype: unmanaged\nrootfs: thin:new,size=512M\nswap: 0\nlxc.cap.drop: x\n"
     );
     assert_eq!(plan.root_ids().unwrap(), (0, 0));
