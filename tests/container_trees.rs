@@ -7,7 +7,9 @@ use lab::container_node::require_container;
 use lab::nasty::{self, Devices};
 use lab::tree_compare::{count, differences};
 use lab::{Container, Node, mib};
+use nix::sys::resource::{UsageWho, getrusage};
 use std::path::Path;
+use std::time::Instant;
 
 fn required(test: &str) -> bool {
     require_container(test) && lab::require(test, &["setfacl", "setfattr", "setcap", "zstd"])
@@ -62,6 +64,16 @@ fn the_comparer_sees_every_difference() -> Result<()> {
     Ok(())
 }
 
+/// Prints how long it took so far. No process may have needed more memory than the disks of virtual machines do, however many
+/// files there are.
+fn told(what: &str, begun: Instant) -> Result<()> {
+    // Of all processes that have ended, those they started included. Kibibytes.
+    let peak = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss() >> 10;
+    println!("{what}: {:.1} s, largest process so far {peak} MiB", begun.elapsed().as_secs_f64());
+    ensure!(peak < 256, "{what}: a process needed {peak} MiB");
+    Ok(())
+}
+
 fn there_and_back(unprivileged: bool, compress: &str) -> Result<()> {
     let container = if unprivileged { Container::new(200).unprivileged() } else { Container::new(200) };
     let container = container.rootfs(0).subvolume().mp(0, "/mnt/data", 0, "backup=1").subvolume();
@@ -75,10 +87,14 @@ fn there_and_back(unprivileged: bool, compress: &str) -> Result<()> {
             nasty::make(&volume.join("tree"), small, Devices::Yes)?;
         }
     }
+    let begun = Instant::now();
     let (archive, _) = node.backup(200, &["--mode", "stop", "--compress", compress])?;
+    told("backup", begun)?;
     let inner = node.inner(&archive).display().to_string();
-    let volumes = ["--rootfs", "local:1", "--mp0", "local:1,mp=/mnt/data"];
+    // mkfs makes an inode for every 16 KiB.
+    let volumes = ["--rootfs", if many > 100_000 { "local:24" } else { "local:1" }, "--mp0", "local:1,mp=/mnt/data"];
     node.ok("vzkeep", &[&["pct-restore", "201", &inner, "--storage", "local"], &volumes[..]].concat())?;
+    told("backup and restore", begun)?;
     let tree = node.ct_tree(201)?;
     for (from, to) in [(&root, ""), (&data, "mnt/data")] {
         let but = ["lost+found", "mnt/data", "diary", "clean-shutdown"];

@@ -34,7 +34,9 @@ pub fn render(rows: &[Row]) -> String {
         let bound = row.at_most.map_or(String::new(), |bound| format!("{bound} {}", row.unit));
         let digits = if row.unit == "MiB" || row.unit == "ms" { 0 } else { 2 };
         let value = format!("{:.digits$} {}", row.value, row.unit);
-        lines.push([row.work.clone(), value, bound, row.verdict().to_owned(), row.figures.clone()]);
+        let cells = [row.work.clone(), value, bound, row.verdict().to_owned(), row.figures.clone()];
+        // A bar would end a cell.
+        lines.push(cells.map(|cell| cell.replace('|', "\\|")));
     }
     let mut widths = [0; 5];
     for line in &lines {

@@ -67,7 +67,8 @@ const INTRODUCTION: &str = "# Speed and memory
 Written by `make bench`. The programs `vzdump` and `qmrestore` as they are installed, on a node of the lab, against stock
 tools; our run and its yardstick in turn, inputs in the page cache, everything on one file system. One disk: half random,
 a quarter like text, a quarter zeros that were written. R is `zstd -q -3 -T1` of the raw file to a file; C is `cp` of it
-plus sync of the copy. Ours always syncs what it wrote; `zstd` never does.
+plus sync of the copy. Ours always syncs what it wrote; `zstd` never does. Containers: 20,000 files of 1 GiB, half random and
+half like text in each, the options of tar that vzdump uses on both sides, and our data path without the command line.
 ";
 
 impl Bench {

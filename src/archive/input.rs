@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::{Cancel, Host};
@@ -18,24 +19,40 @@ const TICK_MS: u16 = 50;
 pub(crate) struct PolledRead {
     file: File,
     cancels: Vec<Cancel>,
+    /// A read that would block says so.
+    nonblocking: bool,
 }
 
 impl PolledRead {
     pub(crate) fn new(file: File, cancels: Vec<Cancel>) -> Self {
-        Self { file, cancels }
+        Self { file, cancels, nonblocking: false }
+    }
+
+    /// For a pipe whose reading end nobody shares: it is only polled when it is empty.
+    pub(crate) fn of_own_pipe(file: File, cancels: Vec<Cancel>) -> Self {
+        let flags = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+        let set = flags.and_then(|flags| fcntl(&file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
+        Self { nonblocking: set.is_ok(), ..Self::new(file, cancels) }
     }
 }
 
 impl Read for PolledRead {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut ready = self.nonblocking;
         loop {
             if self.cancels.iter().any(Cancel::is_set) {
                 return Err(io::Error::other("cancelled"));
             }
+            if ready {
+                match self.file.read(buf) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                }
+            }
             let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::from(TICK_MS)) {
-                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => return self.file.read(buf),
+                Ok(0) | Err(nix::errno::Errno::EINTR) => ready = false,
+                Ok(_) => ready = true,
                 Err(e) => return Err(e.into()),
             }
         }

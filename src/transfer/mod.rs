@@ -25,5 +25,6 @@ pub use draft::{Draft, DraftError};
 pub use error::TransferError;
 pub use output::Output;
 pub use restore::{RestoreProgress, RestoreSummary, restore};
+pub(crate) use tar_pack::widen_pipe;
 pub use tar_pack::{TarFrom, TarPack, TarProgress, TarSummary, pack_tar};
 pub use tar_unpack::unpack_tar;

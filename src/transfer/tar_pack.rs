@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{Builder, Scope};
@@ -32,9 +32,14 @@ const GRID: usize = 64 << 10;
 /// Bytes a pipe holds when the system lets us: tar goes on while a frame is handed over.
 const PIPE: i32 = 1 << 20;
 
+/// Lets a pipe hold more. A matter of speed, so it does not matter when this is no pipe, or the user has too many of them.
+pub(crate) fn widen_pipe(pipe: impl AsFd) {
+    fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE)).ok();
+}
+
 /// Where tar data comes from, and its name in messages: `tar`.
 pub enum TarFrom<'a> {
-    /// A pipe or another file descriptor.
+    /// The reading end of a pipe that nobody shares, which is set not to block, or another file descriptor.
     Fd(OwnedFd, String),
     /// Anything else. While its `read` blocks, the transfer cannot be cancelled.
     Reader(Box<dyn Read + Send + 'a>, String),
@@ -114,9 +119,8 @@ pub fn pack_tar(
     let input_stop = Cancel::new();
     let (source, from): (Box<dyn Read + Send + '_>, String) = match from {
         TarFrom::Fd(fd, name) => {
-            // A matter of speed; not a pipe, or the user has too many of them.
-            fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE)).ok();
-            (Box::new(PolledRead::new(File::from(fd), vec![cancel.clone(), input_stop.clone()])), name)
+            widen_pipe(&fd);
+            (Box::new(PolledRead::of_own_pipe(File::from(fd), vec![cancel.clone(), input_stop.clone()])), name)
         }
         TarFrom::Reader(reader, name) => (reader, name),
     };
@@ -258,6 +262,8 @@ fn read(
         base += raw as u64;
     }
     walker.finish().map_err(damaged)?;
+    // While the last frames are compressed.
+    table.iter_mut().for_each(TableBuilder::close);
     *lock(&shared.table) = table;
     Ok(())
 }

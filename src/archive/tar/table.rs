@@ -106,7 +106,15 @@ impl TableBuilder {
         }
     }
 
+    /// Sorts what is left: work that [`TableBuilder::finish`] need not do any more.
+    pub fn close(&mut self) {
+        self.end_run();
+    }
+
     fn end_run(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
         self.pending.sort_unstable();
         let (mut blocks, mut writer) = (Vec::new(), BlockWriter::default());
         for entry in std::mem::take(&mut self.pending) {

@@ -6,7 +6,7 @@ use std::process::ChildStdin;
 use super::tree::{FeedError, Members};
 use crate::archive::tar::{BLOCK, Kind, Rules, TarSource, Vetting, Walker, normal};
 use crate::host::Cancel;
-use crate::transfer::{Output, TransferError, unpack_tar};
+use crate::transfer::{Output, TransferError, unpack_tar, widen_pipe};
 
 /// The members of an open archive.
 pub struct TarMembers {
@@ -20,6 +20,7 @@ pub struct TarMembers {
 
 impl Members for TarMembers {
     fn feed(self: Box<Self>, tar: ChildStdin, wanted: &[String], cancel: &Cancel) -> Result<Vec<u8>, FeedError> {
+        widen_pipe(&tar);
         let mut collector = Collector::new(tar, wanted);
         let mut vetting = Vetting::new(Rules { devices: self.devices });
         let output = Output::Writer(Box::new(&mut collector), "tar".into());
