@@ -75,7 +75,11 @@ impl GuestRun<'_> {
         } else {
             self.mode = Mode::Stop;
         }
-        self.paused = freezer.as_ref().map(Freezer::is_frozen).transpose()?.unwrap_or(false);
+        let frozen = freezer.as_ref().map(Freezer::is_frozen).transpose();
+        self.paused = match self.mode {
+            Mode::Stop => matches!(frozen, Ok(Some(true))),
+            _ => frozen?.unwrap_or(false),
+        };
         if self.paused && self.mode == Mode::Stop {
             return Err(GuestError::FrozenBefore(self.vmid));
         }
@@ -176,15 +180,15 @@ impl GuestRun<'_> {
         };
         // Detached since, too: the next snapshot of such a volume would fail.
         let aside = container.config.aside(NAME);
-        let in_use = container.points.iter().filter_map(MountPoint::volid);
-        let volids: BTreeSet<&str> = in_use.chain(aside.iter().map(String::as_str)).collect();
-        for volid in volids {
-            let snapshot = match StorageSnapshot::of(job.host, job.volumes, volid) {
-                // A volume that is not backed up may be on a storage that is gone.
-                Err(_) if aside.iter().any(|other| other == volid) => continue,
-                other => other?,
-            };
-            let Some(snapshot) = snapshot else { continue };
+        let in_use: BTreeSet<&str> = container.points.iter().filter_map(MountPoint::volid).collect();
+        let detached: BTreeSet<&str> = aside.iter().map(String::as_str).filter(|id| !in_use.contains(id)).collect();
+        for volid in in_use.union(&detached) {
+            let snapshot = StorageSnapshot::of(job.host, job.volumes, volid);
+            if detached.contains(volid) && !matches!(&snapshot, Ok(Some(of)) if of.exists(job.host) == Ok(true)) {
+                // It is not backed up, and may be gone with its storage.
+                continue;
+            }
+            let Some(snapshot) = snapshot? else { continue };
             let failed = |reason| GuestError::LeftOver { what: snapshot.to_string(), reason };
             if snapshot.exists(job.host).map_err(failed)? {
                 tell();

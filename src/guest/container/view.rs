@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -32,9 +33,15 @@ pub(super) fn copies(init: u32, places: Vec<String>) -> io::Result<Vec<OwnedFd>>
 
 fn copy(init: u32, places: &[String]) -> io::Result<Vec<OwnedFd>> {
     let namespace = File::open(format!("/proc/{init}/ns/mnt"))?;
+    let its_root = std::fs::metadata(format!("/proc/{init}/root"))?;
     unshare(CloneFlags::CLONE_FS)?;
     setns(namespace, CloneFlags::CLONE_NEWNS)?;
     let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let found = nix::sys::stat::fstat(&root)?;
+    if (found.st_dev, found.st_ino) != (its_root.dev(), its_root.ino()) {
+        // Everything around it would be copied.
+        return Err(io::Error::other("the container's root is not the root of its mount namespace"));
+    }
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
