@@ -243,7 +243,7 @@ impl Node {
     /// Runs a command in the node's world to its end: `node.run("pvesm", &["path", "local:100/x.raw"])`.
     ///
     /// # Errors
-    /// When it cannot be started or does not end within five minutes.
+    /// When it cannot be started or does not end within five minutes, in a soak two hours.
     pub fn run(&self, program: &str, words: &[&str]) -> Result<Output> {
         // A million files take their time.
         let limit = if std::env::var_os("VZKEEP_SOAK").is_some() { 7200 } else { 300 };
