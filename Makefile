@@ -32,7 +32,7 @@ test-system: setup
 
 # The long run of the tests that are kept short above.
 soak: setup
-	VZKEEP_SOAK=1 $(CARGO) test --release -- --nocapture --test-threads=1
+	VZKEEP_SOAK=1 VZKEEP_SYSTEM=1 $(CARGO) test --release -- --nocapture --test-threads=1
 
 bench: setup
 	@scripts/bench

@@ -13,6 +13,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How long a busy machine may take for what takes a quiet one a moment.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The container to which archives are restored, only to be looked at.
 const RESTORED: u32 = 900;
 
@@ -240,13 +242,13 @@ fn killed(snapshots: bool, mode: &str, moments: &[(&str, u64)]) -> Result<()> {
         let after = dice.below(within);
         let words = ["200", "--storage", "backup", "--mode", mode, "--bwlimit", "20000"];
         let mut run = node.spawn_vzdump(&words)?;
-        run.wait_for(line, Duration::from_secs(30))?;
+        run.wait_for(line, PATIENCE)?;
         std::thread::sleep(Duration::from_millis(after));
         // It may be through already.
         run.signal(Signal::SIGKILL).unwrap_or_default();
         run.wait(Duration::from_secs(10))?;
         let what = format!("{mode}, killed {after} ms after '{line}'");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         while !node.ct_leftovers(200)?.is_empty() {
             ensure!(Instant::now() < deadline, "{what}, left\n{}", node.ct_leftovers(200)?.join("\n"));
             std::thread::sleep(Duration::from_millis(20));
@@ -257,7 +259,7 @@ fn killed(snapshots: bool, mode: &str, moments: &[(&str, u64)]) -> Result<()> {
         }
     }
     let mut run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", mode])?;
-    run.wait_for(moments[0].0, Duration::from_secs(30))?;
+    run.wait_for(moments[0].0, PATIENCE)?;
     run.signal(Signal::SIGKILL)?;
     run.wait(Duration::from_secs(10))?;
     let (archive, output) = node.backup(200, &["--mode", mode])?;
@@ -302,14 +304,14 @@ fn killed_while_the_storage_makes_its_snapshot() -> Result<()> {
     std::fs::set_permissions(&slow, Permissions::from_mode(0o755))?;
     node.ct_start(200)?;
     let run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "snapshot"])?;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while !begun.exists() {
         ensure!(Instant::now() < deadline, "no snapshot is made: {}", run.stdout_so_far()?);
         std::thread::sleep(Duration::from_millis(5));
     }
     run.signal(Signal::SIGKILL)?;
     run.wait(Duration::from_secs(10))?;
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while !node.ct_leftovers(200)?.is_empty() {
         ensure!(Instant::now() < deadline, "left\n{}", node.ct_leftovers(200)?.join("\n"));
         std::thread::sleep(Duration::from_millis(20));
@@ -470,7 +472,7 @@ fn mounts_of(pid: i32, path: &Path) -> Result<Vec<(PathBuf, String)>> {
 }
 
 fn copied_without_what_it_mounted(container: Container) -> Result<()> {
-    let container = container.ballast(mib(4)).rootfs(mib(64)).mp(0, "/volumes/data", mib(32), "backup=1");
+    let container = container.ballast(mib(16)).rootfs(mib(64)).mp(0, "/volumes/data", mib(32), "backup=1");
     let node = Node::new()?.container(container)?;
     open_to_others(&node)?;
     node.ct_start(200)?;
@@ -480,7 +482,7 @@ fn copied_without_what_it_mounted(container: Container) -> Result<()> {
     let silent = mount_silent(pid)?;
     let before = mounts_of(pid, Path::new("/"))?;
     let mut run = node.spawn_vzdump(&["200", "--storage", "backup", "--mode", "suspend", "--bwlimit", "2048"])?;
-    run.wait_for("starting first sync", Duration::from_secs(30))?;
+    run.wait_for("starting first sync", PATIENCE)?;
     let deadline = Instant::now() + Duration::from_secs(20);
     let place = node.path("/mnt/vzsnap0");
     let rsync = loop {
@@ -492,6 +494,7 @@ fn copied_without_what_it_mounted(container: Container) -> Result<()> {
             break pid;
         }
         ensure!(Instant::now() < deadline && run.is_running()?, "no rsync: {}", run.stdout_so_far()?);
+        std::thread::sleep(Duration::from_millis(5));
     };
     let seen = mounts_of(rsync, &place)?;
     let inside = PathBuf::from(format!("/proc/{rsync}/root{}", place.display()));

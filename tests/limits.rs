@@ -117,7 +117,7 @@ fn ionice_is_for_the_programs_of_a_container() -> Result<()> {
     if !require_container(test) || !lab::require(test, &["ionice", "lzop", "lxc-usernsexec"]) {
         return Ok(());
     }
-    let node = container(Container::new(VMID).unprivileged(), mib(4))?;
+    let node = container(Container::new(VMID).unprivileged(), mib(10))?;
     let id = VMID.to_string();
     for (ionice, wanted) in [("3", "best-effort: prio 3"), ("8", "idle")] {
         let words = [&id, "--storage", "backup", "--ionice", ionice, "--bwlimit", "1024", "--compress", "lzo"];

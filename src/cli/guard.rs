@@ -1,7 +1,7 @@
 //! `vzkeep guard <vmid>`: the guardian process of a run; started by the run itself, never by people. What it undid after a
 //! killed run it writes into the guest's own log, since nobody is there to be told.
 
-use crate::guest::actions::{LEAVING, Monitor, NodeActions};
+use crate::guest::actions::{Monitor, NodeActions};
 use crate::guest::conffile::Kind;
 use crate::guest::guard;
 use crate::host::Host;
@@ -18,7 +18,7 @@ pub fn run(args: &[OsString], monitor: &dyn Monitor) -> ExitCode {
         return ExitCode::from(255);
     };
     let host = Host::from_env();
-    let actions = NodeActions { host: &host, monitor, leaving: LEAVING };
+    let actions = NodeActions { host: &host, monitor, leaving: None };
     let (lines, code) = match guard::stand(&host, vmid, &actions) {
         Ok(None) => return ExitCode::SUCCESS,
         Ok(Some(report)) => {

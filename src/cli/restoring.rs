@@ -3,7 +3,7 @@
 
 use super::{FAILED, complain, say, words};
 use crate::config::{DatacenterCfg, StorageCfg, bandwidth_limit};
-use crate::guest::actions::{LEAVING, Monitor, NodeActions};
+use crate::guest::actions::{Monitor, NodeActions};
 use crate::guest::commands::output;
 use crate::guest::conffile::Kind;
 use crate::guest::guard::Guard;
@@ -70,7 +70,7 @@ impl<'a> Restore<'a> {
         let datacenter = read_or_empty(&host.path(DatacenterCfg::PATH))?;
         Ok(Self {
             host,
-            actions: NodeActions { host, monitor, leaving: LEAVING },
+            actions: NodeActions { host, monitor, leaving: None },
             storages: StorageCfg::parse(&storages),
             datacenter: DatacenterCfg::parse(&datacenter),
             wish,

@@ -32,8 +32,8 @@ pub struct NodeActions<'a> {
     pub host: &'a Host,
     /// The way into QEMU.
     pub monitor: &'a dyn Monitor,
-    /// How long a guest that was told to shut down may take to do so.
-    pub leaving: Duration,
+    /// How long a guest that was told to shut down may take to do so; `None` after a killed run, which may not have come so far.
+    pub leaving: Option<Duration>,
 }
 
 impl NodeActions<'_> {
@@ -53,7 +53,7 @@ impl NodeActions<'_> {
     /// Waits until the QEMU process `leaving` of a guest is gone. False when it stays: not every guest obeys.
     fn leaves(&self, vmid: u32, leaving: Option<u32>) -> bool {
         let power = Power::new(self.host, vmid);
-        let give_up = Instant::now() + self.leaving;
+        let give_up = Instant::now() + self.leaving.unwrap_or(LEAVING);
         while power.pid().is_some() && power.pid() == leaving {
             if Instant::now() > give_up {
                 return false;
@@ -71,7 +71,7 @@ impl NodeActions<'_> {
         let begun = Instant::now();
         while power.is_running().map_err(|e| e.to_string())? {
             // The command that shuts it down waits for it. Without one it was not told yet, or did not obey in time.
-            let patience = if is_at_work(self.host, vmid) { self.leaving } else { self.leaving.min(LATE) };
+            let patience = self.leaving.unwrap_or(if is_at_work(self.host, vmid) { LEAVING } else { LATE });
             // It was started again meanwhile, or does not obey.
             if leaving.is_none()
                 || power.init().ok().is_some_and(|pid| Some(pid) != leaving)

@@ -83,11 +83,16 @@ mod tests {
         let host = Host::with_root(dir.path().to_owned());
         assert_eq!(wait_for_makers(&host, 100), Ok(()));
         // The command ends at once, and a child of its in the background makes on.
-        let made = dir.path().join("made");
-        let script = format!("exec 3<&0; (sleep 1; touch '{}') <&3 >/dev/null 2>&1 & echo begun", made.display());
+        let (made, go) = (dir.path().join("made"), dir.path().join("go"));
+        let script = format!(
+            "exec 3<&0; (until [ -e '{}' ]; do sleep 0.05; done; sleep 0.3; touch '{}') <&3 >/dev/null 2>&1 & echo begun",
+            go.display(),
+            made.display()
+        );
         let said = make(&host, 100, None, host.command("sh").args(["-c", &script])).unwrap();
         assert_eq!(said, "begun\n");
-        assert!(!made.exists());
+        assert!(is_at_work(&host, 100) && !is_at_work(&host, 101) && !made.exists());
+        std::fs::write(go, "").unwrap();
         assert_eq!((wait_for_makers(&host, 101), wait_for_makers(&host, 100)), (Ok(()), Ok(())));
         assert!(made.exists());
     }

@@ -63,7 +63,7 @@ impl Held {
             Opened::Orphaned(mut orphan) => {
                 let who = orphan.owner.as_ref().map_or("a run".into(), ToString::to_string);
                 told(&format!("{who} was killed while it worked on VM {vmid}; undoing what it left"));
-                let report = undo(host, &mut orphan, LEAVING);
+                let report = undo(host, &mut orphan, None);
                 report.done.iter().chain(&report.failed).for_each(|line| told(line));
                 orphan.into_record(command)?
             }
@@ -133,7 +133,7 @@ impl Held {
     pub fn release(self) -> Report {
         let Self { host, record, guard, leaving, .. } = self;
         let mut report = match record.into_orphan() {
-            Ok(orphan) => undo_and_clear(&host, orphan, leaving),
+            Ok(orphan) => undo_and_clear(&host, orphan, Some(leaving)),
             Err(e) => Report { done: Vec::new(), failed: vec![e.to_string()] },
         };
         if !report.failed.is_empty() {
@@ -155,15 +155,16 @@ pub fn recover_all(host: &Host, told: &mut dyn FnMut(&str), failed: &mut dyn FnM
         if orphan.owner.as_ref().is_some_and(|owner| owner.command != "vzdump") {
             continue;
         }
-        let report = undo_and_clear(host, orphan, LEAVING);
+        let report = undo_and_clear(host, orphan, None);
         report.done.iter().for_each(|line| told(&format!("undoing what a killed run left: {line}")));
         report.failed.iter().for_each(|line| failed(&format!("a killed run of VM {vmid}: {line}")));
     }
 }
 
 /// Undoes what `orphan` records and removes it; what fails stays recorded. For a caller who knows that nobody else can
-/// have set the locks it names. A guest that is shutting down is waited for as long as `leaving`.
-pub fn undo_and_clear(host: &Host, mut orphan: Orphan, leaving: Duration) -> Report {
+/// have set the locks it names. A guest that is shutting down is waited for as long as
+/// `leaving`; `None` after a killed run.
+pub fn undo_and_clear(host: &Host, mut orphan: Orphan, leaving: Option<Duration>) -> Report {
     let mut report = undo(host, &mut orphan, leaving);
     if report.failed.is_empty() {
         report.failed.extend(orphan.clear().err().map(|e| e.to_string()));
@@ -172,7 +173,7 @@ pub fn undo_and_clear(host: &Host, mut orphan: Orphan, leaving: Duration) -> Rep
 }
 
 /// Undoes what `orphan` records, by the node's own commands and the guest's monitor.
-fn undo(host: &Host, orphan: &mut Orphan, leaving: Duration) -> Report {
+fn undo(host: &Host, orphan: &mut Orphan, leaving: Option<Duration>) -> Report {
     let monitor = QemuMonitor::new(host);
     recover(host, orphan, &NodeActions { host, monitor: &monitor, leaving }, LockClaim::Certain)
 }

@@ -72,6 +72,7 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
     intents.sort_by_key(rank);
     let mut swept = true;
     let mut sending = false;
+    let mut torn = false;
     for intent in intents {
         let waits_for_sweep =
             matches!(intent, Intent::File { in_qemu: true, .. } | Intent::Volume { in_qemu: true, .. });
@@ -79,6 +80,9 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
             Err("QEMU may still have it open".to_owned())
         } else if sending && matches!(intent, Intent::ConfigLock { .. }) {
             Err("a backup may still run in the guest's QEMU".to_owned())
+        } else if torn && matches!(intent, Intent::ConfigLock { .. }) {
+            // By the lock the next attempt knows that the guest was not replaced.
+            Err("its firewall rules may still be those of the archive".to_owned())
         } else if !intent.outlives_boot() && !orphan.same_boot() {
             Ok(None)
         } else {
@@ -94,6 +98,7 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
             Err(e) => {
                 swept &= !matches!(intent, Intent::Session { .. });
                 sending |= matches!(intent, Intent::QemuBackup);
+                torn |= matches!(intent, Intent::OldFirewall { .. });
                 report.failed.push(format!("{} could not be undone: {e}", describe(&intent)));
             }
         }

@@ -105,21 +105,22 @@ fn finish(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel
         .take()
         .zip(input)
         .map(|(mut stdin, input)| std::thread::spawn(move || stdin.write_all(&input).err()));
-    let mut outputs =
-        [Pipe::new(child.stdout.take().map(OwnedFd::from))?, Pipe::new(child.stderr.take().map(OwnedFd::from))?];
-    let status = loop {
-        // Asked before the pipes are read: what it wrote before it ended is in them.
-        let ended = child.try_wait()?;
-        outputs.iter_mut().try_for_each(Pipe::read)?;
-        if let Some(status) = ended {
-            break status;
-        }
-        let late = Instant::now() >= give_up;
-        if late || cancel.is_set() {
+    let mut outputs = [Pipe::default(), Pipe::default()];
+    let status = match attend(&mut child, &mut outputs, give_up, cancel) {
+        Ok(Attended::Exited(status)) => status,
+        Ok(Attended::Late) => {
             end_group(&mut child)?;
-            return Ok(if late { Ended::Late(limit) } else { Ended::Cancelled });
+            return Ok(Ended::Late(limit));
         }
-        wait(&outputs, TICK)?;
+        Ok(Attended::Cancelled) => {
+            end_group(&mut child)?;
+            return Ok(Ended::Cancelled);
+        }
+        Err(error) => {
+            // Nobody would know what became of it.
+            end_group(&mut child)?;
+            return Err(error);
+        }
     };
     // A child of its may have more to say, and may also keep the pipes open for ever.
     let drained = Instant::now() + DRAIN;
@@ -136,7 +137,35 @@ fn finish(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cancel
     Ok(Ended::Exited(Output { status, stdout, stderr, unfed }))
 }
 
+/// How the attendance of a command ended.
+enum Attended {
+    Exited(ExitStatus),
+    Late,
+    Cancelled,
+}
+
+/// Reads what a command says until it ends by itself or is to end.
+fn attend(child: &mut Child, outputs: &mut [Pipe; 2], give_up: Instant, cancel: &Cancel) -> io::Result<Attended> {
+    *outputs = [Pipe::new(child.stdout.take().map(OwnedFd::from))?, Pipe::new(child.stderr.take().map(OwnedFd::from))?];
+    loop {
+        // Asked before the pipes are read: what it wrote before it ended is in them.
+        let ended = child.try_wait()?;
+        outputs.iter_mut().try_for_each(Pipe::read)?;
+        if let Some(status) = ended {
+            return Ok(Attended::Exited(status));
+        }
+        if Instant::now() >= give_up {
+            return Ok(Attended::Late);
+        }
+        if cancel.is_set() {
+            return Ok(Attended::Cancelled);
+        }
+        wait(outputs, TICK)?;
+    }
+}
+
 /// An output of a command and what was read of it.
+#[derive(Default)]
 struct Pipe {
     /// None when it is at its end.
     end: Option<File>,
@@ -272,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let script = format!("sleep 60 & echo $! > '{}'; wait", pid.display());
-        let limit = Duration::from_millis(500);
+        let limit = Duration::from_secs(3);
         assert!(matches!(run(&mut shell(&script), None, limit, &Cancel::new()), Ok(Ended::Late(_))));
         let child: u32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
         let give_up = Instant::now() + Duration::from_secs(10);

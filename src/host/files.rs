@@ -1,7 +1,7 @@
 //! Files that must be the old ones or the new ones whatever happens: replacing them whole, syncing their directory, and
 //! locks on files that other programs take, too.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,8 +9,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -42,38 +44,73 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Removes a directory with all it holds, without following any link, and calls `each` for every entry that is gone. Of a deep
-/// tree every level holds a file descriptor.
+/// tree every level holds a file descriptor; if there are not enough, the limit is raised as far as it goes.
 ///
 /// # Errors
 /// The first entry that cannot be removed.
 pub fn remove_tree(path: &Path, each: &dyn Fn()) -> io::Result<()> {
     let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = std::ffi::CString::new(name.as_encoded_bytes())?;
+    let name = CString::new(name.as_encoded_bytes())?;
     let parent = nix::fcntl::open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    Ok(remove_below(parent.as_fd(), &name, each)?)
+    match remove_below(parent.as_fd(), &name, each) {
+        Err(Errno::EMFILE) => {
+            let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+            Ok(remove_below(parent.as_fd(), &name, each)?)
+        }
+        done => Ok(done?),
+    }
 }
 
-fn remove_below(parent: BorrowedFd<'_>, name: &CStr, each: &dyn Fn()) -> nix::Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut dir = nix::dir::Dir::openat(parent, name, flags, Mode::empty())?;
-    let mut entries = Vec::new();
-    for entry in dir.iter() {
-        let entry = entry?;
-        if ![c".", c".."].contains(&entry.file_name()) {
-            entries.push(entry.file_name().to_owned());
+/// A directory that is being emptied.
+struct Level {
+    dir: Dir,
+    /// In the one above.
+    name: CString,
+    entries: Vec<CString>,
+}
+
+impl Level {
+    fn open(above: BorrowedFd<'_>, name: CString) -> nix::Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut dir = Dir::openat(above, name.as_c_str(), flags, Mode::empty())?;
+        let mut entries = Vec::new();
+        for entry in dir.iter() {
+            let entry = entry?;
+            if ![c".", c".."].contains(&entry.file_name()) {
+                entries.push(entry.file_name().to_owned());
+            }
+        }
+        Ok(Self { dir, name, entries })
+    }
+}
+
+/// Whoever made the tree decides how deep it is: no recursion, which has an end.
+fn remove_below(top: BorrowedFd<'_>, name: &CStr, each: &dyn Fn()) -> nix::Result<()> {
+    let mut levels = vec![Level::open(top, name.to_owned())?];
+    while let Some(level) = levels.last_mut() {
+        if let Some(entry) = level.entries.pop() {
+            match unlinkat(&level.dir, entry.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+                Err(refused @ (Errno::EISDIR | Errno::EPERM)) => match Level::open(level.dir.as_fd(), entry) {
+                    Ok(below) => levels.push(below),
+                    Err(Errno::ENOTDIR) => return Err(refused),
+                    // Somebody else was faster: another removal of the same tree.
+                    Err(Errno::ENOENT) => {}
+                    Err(errno) => return Err(errno),
+                },
+                Err(Errno::ENOENT) | Ok(()) => each(),
+                Err(errno) => return Err(errno),
+            }
+        } else if let Some(Level { name, .. }) = levels.pop() {
+            let above = levels.last().map_or(top, |level| level.dir.as_fd());
+            match unlinkat(above, name.as_c_str(), UnlinkatFlags::RemoveDir) {
+                Err(Errno::ENOENT) | Ok(()) => each(),
+                Err(errno) => return Err(errno),
+            }
         }
     }
-    for entry in &entries {
-        match unlinkat(&dir, entry.as_c_str(), UnlinkatFlags::NoRemoveDir) {
-            Err(refused @ (Errno::EISDIR | Errno::EPERM)) => remove_below(dir.as_fd(), entry, each)
-                .map_err(|errno| if errno == Errno::ENOTDIR { refused } else { errno })?,
-            Err(Errno::ENOENT) | Ok(()) => {}
-            Err(errno) => return Err(errno),
-        }
-        each();
-    }
-    unlinkat(parent, name, UnlinkatFlags::RemoveDir)
+    Ok(())
 }
 
 /// Where this process writes what becomes `path`. The node's own tools use the same name, which is why its file system knows
@@ -164,6 +201,26 @@ mod tests {
         names.sort();
         // Process 1 lives, and may be writing.
         assert_eq!(names, ["100.conf", "100.conf.tmp.1", "100.conf.tmp.x", "1100.conf.tmp.4294967"]);
+    }
+
+    #[test]
+    fn a_tree_goes_however_deep_it_is_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (top, kept) = (dir.path().join("top"), dir.path().join("kept"));
+        std::fs::create_dir_all(top.join("a")).unwrap();
+        std::fs::write(&kept, "kept").unwrap();
+        std::os::unix::fs::symlink(dir.path(), top.join("a/link")).unwrap();
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut at = nix::fcntl::open(&top, flags, Mode::empty()).unwrap();
+        for _ in 0..1500 {
+            nix::sys::stat::mkdirat(&at, c"d", Mode::S_IRWXU).unwrap();
+            at = nix::fcntl::openat(&at, c"d", flags, Mode::empty()).unwrap();
+        }
+        let gone = std::cell::Cell::new(0);
+        remove_tree(&top, &|| gone.set(gone.get() + 1)).unwrap();
+        assert!(!top.exists() && kept.exists());
+        assert_eq!(gone.get(), 1503);
+        assert_eq!(remove_tree(&top, &|| ()).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

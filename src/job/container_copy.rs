@@ -23,7 +23,7 @@ use crate::guest::container::{Container, mount_place};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
 use crate::guest::vm::VmError;
-use crate::host::child;
+use crate::host::{child, files};
 use crate::schema::Mode;
 use crate::storage::{VolId, mount_of};
 use crate::transfer::{DEFAULT_MEMORY, Draft, Output, TarFrom, TarPack, TarProgress, TransferError, pack_tar};
@@ -346,7 +346,7 @@ impl GuestRun<'_> {
             if path.as_os_str().is_empty() {
                 continue;
             }
-            match std::fs::remove_dir_all(&path) {
+            match files::remove_tree(&path, &|| ()) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                     result = Err(GuestError::File { what: "removing", path, source });
                 }

@@ -15,11 +15,11 @@ use super::log::Kind;
 use crate::config::{ContainerConfig, MountPoint};
 use crate::guest::conffile;
 use crate::guest::container::freeze::{Freezer, Frozen};
-use crate::guest::container::mounts::Room;
+use crate::guest::container::mounts::{MountError, Room};
 use crate::guest::container::power::ContainerPower;
 use crate::guest::container::snapshot::{NAME, SnapshotError, StorageSnapshot};
 use crate::guest::container::tree::{Excludes, Sync};
-use crate::guest::container::{Container, mount_place, mounts};
+use crate::guest::container::{Container, mount_place, mounts, view};
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
 use crate::schema::Mode;
@@ -317,13 +317,24 @@ impl GuestRun<'_> {
         let root = format!("/proc/{}/root", self.qemu.unwrap_or_default());
         let room = Room::open(job.host)?;
         let points: Vec<(&str, &str)> = container.included().map(|p| (p.key.as_str(), p.mp.as_str())).collect();
-        let viewed = room.view(&mount_place(), self.qemu.unwrap_or_default(), &points);
-        if let Err(error) = &viewed {
-            log.info(&format!("reading the container by its paths, as it cannot be seen otherwise: {error}"));
+        let viewed = match room.view(&mount_place(), self.qemu.unwrap_or_default(), &points) {
+            Ok(()) => true,
+            Err(error) if error.is_refusal() => {
+                log.warn(&format!("reading the container by its paths, as it cannot be seen otherwise: {error}"));
+                false
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let places: Vec<&str> = points.iter().map(|(_, mp)| *mp).collect();
+        let covered = view::covered(self.qemu.unwrap_or_default(), &places);
+        for place in covered.map_err(MountError::Room)? {
+            log.warn(&format!(
+                "in the container something is mounted over its volume at '{place}': the backup has that, not the volume"
+            ));
         }
         let sync = Sync {
-            from: if viewed.is_ok() { job.host.path(mount_place()) } else { root.clone().into() },
-            room: viewed.is_ok().then_some(&room),
+            from: if viewed { job.host.path(mount_place()) } else { root.clone().into() },
+            room: viewed.then_some(&room),
             to: &place.tree,
             mount_points: container.included().map(|point| point.mp.as_str()).collect(),
             not: container.excluded().map(|(point, _)| point.mp.as_str()).collect(),
@@ -333,7 +344,7 @@ impl GuestRun<'_> {
         };
         let copy = |text: &str, first: bool, most: Duration, said: &mut Vec<String>| {
             // A link in the container would lead the copy to files of the node.
-            for point in container.included().filter(|_| viewed.is_err()) {
+            for point in container.included().filter(|_| !viewed) {
                 mounts::check_inside(Path::new(&root), &point.key, &point.mp)?;
             }
             let begun = Instant::now();

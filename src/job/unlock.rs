@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::global_lock;
 use super::upid::{TASKS, Upid};
-use crate::guest::actions::LEAVING;
 use crate::guest::conffile;
 use crate::guest::held;
 use crate::guest::monitor::qmp_socket;
@@ -111,7 +110,7 @@ pub fn unlock(host: &Host, vmid: u32, dry_run: bool, tell: &mut dyn FnMut(&str))
         return Ok(());
     }
     if let Some(orphan) = orphan {
-        let report = held::undo_and_clear(host, orphan, LEAVING);
+        let report = held::undo_and_clear(host, orphan, None);
         report.done.iter().for_each(|line| tell(line));
         if !report.failed.is_empty() {
             return Err(UnlockError::Left { vmid, what: report.failed.join("\n") });

@@ -73,7 +73,9 @@ pub fn run(words: &[&str]) -> Result<String> {
     command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot"]);
     command.args(["-machine", "accel=tcg,type=pc", "-cpu", "qemu64,+rdrand,+rdseed", "-smp", "2", "-m", "1536"]);
     command.args(["-serial", "stdio", "-monitor", "none", "-nic", "none", "-append"]);
-    command.arg(format!("console=ttyS0 quiet mitigations=off edd=off nokaslr apparmor=0 audit=0 panic=-1 {MARK}"));
+    command.arg(format!(
+        "console=ttyS0 quiet loglevel=1 mitigations=off edd=off nokaslr apparmor=0 audit=0 panic=-1 {MARK}"
+    ));
     command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initramfs);
     for (image, read_only) in [(&debian, "on"), (&programs, "on"), (&disk, "off")] {
         let words = format!("if=virtio,format=raw,cache=unsafe,read-only={read_only},file={}", image.display());

@@ -125,8 +125,8 @@ impl Activation {
         }
     }
 
-    /// Switches it off. One that is off already is fine, and one that somebody else has opened since stays on. `device` is what
-    /// [`Self::switch_on`] answered; a run that was killed could not say.
+    /// Switches it off. One that is off already is fine. `device` is what [`Self::switch_on`] answered; a run that was killed could
+    /// not say, and what somebody else has opened since stays on.
     ///
     /// # Errors
     /// What the storage's command said.
@@ -135,7 +135,7 @@ impl Activation {
         match self {
             Self::Lvm { group, volume } => {
                 if self.is_active(host)?
-                    && unless_in_use(|| output(host, "lvchange", &["-an", &format!("{group}/{volume}")]))?
+                    && unless_in_use(device, || output(host, "lvchange", &["-an", &format!("{group}/{volume}")]))?
                 {
                     done = Some(format!("switched off {self}"));
                 }
@@ -143,15 +143,15 @@ impl Activation {
             Self::Rbd { connection, pool, namespace, image } => {
                 let mut words: Vec<&str> = connection.iter().map(String::as_str).collect();
                 words.push("device");
-                let devices = match device {
+                let unused = match device {
                     Some(device) => vec![node_path(host, device)],
                     None => {
                         let said = output(host, "rbd", &[&words[..], &["list", "--format", "json"]].concat())?;
                         mapped(&said, [pool, namespace, image])?
                     }
                 };
-                for device in devices {
-                    if unless_in_use(|| output(host, "rbd", &[&words[..], &["unmap", &device]].concat()))? {
+                for unused in unused {
+                    if unless_in_use(device, || output(host, "rbd", &[&words[..], &["unmap", &unused]].concat()))? {
                         done = Some(format!("unmapped {self}"));
                     }
                 }
@@ -161,8 +161,9 @@ impl Activation {
     }
 }
 
-/// Runs what switches a volume off until nobody who is about to end has it open any more; false when somebody keeps it.
-fn unless_in_use(switch_off: impl Fn() -> Result<String, String>) -> Result<bool, String> {
+/// Runs what switches a volume off until nobody who is about to end has it open any more. When somebody keeps it, that is an error
+/// for the run that switched on `device`, whose guest nobody else can have started; else the answer is false.
+fn unless_in_use(device: Option<&Path>, switch_off: impl Fn() -> Result<String, String>) -> Result<bool, String> {
     let give_up = Instant::now() + LETTING_GO;
     let is_in_use = |why: &str| ["in use", "used by another device", "busy"].iter().any(|words| why.contains(words));
     loop {
@@ -170,7 +171,7 @@ fn unless_in_use(switch_off: impl Fn() -> Result<String, String>) -> Result<bool
             Ok(_) => return Ok(true),
             Err(why) if is_in_use(&why) && Instant::now() < give_up => std::thread::sleep(TICK),
             // The container was started meanwhile, and it is its volume.
-            Err(why) if is_in_use(&why) => return Ok(false),
+            Err(why) if is_in_use(&why) && device.is_none() => return Ok(false),
             Err(why) => return Err(why),
         }
     }

@@ -14,6 +14,9 @@ use crate::host::child;
 
 /// Lines of complaints that an error shows; all of them are in the log.
 const SHOWN: usize = 3;
+/// How long the reading of what a program said may take after its end: an error should have all of it, and a busy node be waited
+/// for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Sockets that are named.
 const SOCKETS: usize = 20;
 
@@ -43,12 +46,15 @@ impl Complaints {
                     }
                     continue;
                 }
-                line(&text);
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                // The first ones are the causes.
-                if kept.len() < 100 {
-                    kept.push(text);
+                {
+                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    // The first ones are the causes.
+                    if kept.len() < 100 {
+                        kept.push(text.clone());
+                    }
                 }
+                // Only then: a terminal may take its time.
+                line(&text);
             }
             if let Some(more @ 1..) = sockets.checked_sub(SOCKETS) {
                 line(&format!("tar: and {more} more sockets ignored"));
@@ -59,7 +65,7 @@ impl Complaints {
 
     /// All that was said, once the program has ended; a grandchild that keeps the pipe is not waited for.
     pub fn end(self) -> Vec<String> {
-        let give_up = Instant::now() + child::DRAIN;
+        let give_up = Instant::now() + LAST_WORDS;
         while !self.thread.is_finished() && Instant::now() < give_up {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -95,7 +101,7 @@ pub fn verdict(program: &'static str, ended: ExitStatus, said: &[String]) -> Res
 /// started.
 ///
 /// # Errors
-/// When it cannot be waited for.
+/// When it cannot be waited for, or not even be killed: a device that it waits for does not answer.
 pub fn wait(child: &mut Child, patience: Duration) -> std::io::Result<ExitStatus> {
     let give_up = Instant::now() + patience;
     loop {
@@ -104,7 +110,9 @@ pub fn wait(child: &mut Child, patience: Duration) -> std::io::Result<ExitStatus
         }
         if Instant::now() > give_up {
             child::signal_group(child::group(child)?, Signal::SIGKILL)?;
-            return child.wait();
+            child::reap(child);
+            let waits = "it does not even end when it is killed: what it waits for does not answer";
+            return child.try_wait()?.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::TimedOut, waits));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

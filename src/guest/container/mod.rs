@@ -8,7 +8,7 @@ pub mod mounts;
 pub mod power;
 pub mod snapshot;
 pub mod tree;
-mod view;
+pub mod view;
 
 use std::path::PathBuf;
 use std::process::Stdio;

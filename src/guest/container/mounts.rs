@@ -55,6 +55,16 @@ pub enum MountError {
     },
 }
 
+impl MountError {
+    /// Whether the kernel does not let itself be asked for this: it is too old, or was told not to.
+    pub fn is_refusal(&self) -> bool {
+        let Self::Room(error) = self else { return false };
+        let refusals = [libc::ENOSYS, libc::EINVAL, libc::EPERM, libc::EOPNOTSUPP];
+        error.kind() == io::ErrorKind::Unsupported
+            || error.raw_os_error().is_some_and(|errno| refusals.contains(&errno))
+    }
+}
+
 /// What is mounted where.
 #[derive(Debug, Clone)]
 pub struct Mount {
@@ -161,9 +171,7 @@ impl Room {
             std::fs::create_dir_all(&place).map_err(MountError::Room)?;
             for ((key, mp), tree) in points.iter().zip(trees) {
                 let at = walk(&place, key, mp, false)?;
-                let why =
-                    |error: io::Error| MountError::Mount { key: key.clone(), mp: mp.clone(), why: error.to_string() };
-                view::attach(&tree, &at).map_err(why)?;
+                view::attach(&tree, &at).map_err(MountError::Room)?;
                 mounted.push(at);
             }
             Ok(())
