@@ -7,6 +7,7 @@ mod after;
 pub mod cluster;
 mod container_copy;
 mod container_run;
+mod container_snapshot;
 mod copy;
 mod destination;
 mod global_lock;
