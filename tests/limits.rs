@@ -4,6 +4,7 @@ mod lab;
 
 use anyhow::{Context, Result, ensure};
 use lab::container_node::require_container;
+use lab::run::Running;
 use lab::{Container, Format, Guest, Node, leash, mib};
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -51,6 +52,22 @@ fn priorities(pid: i32) -> Vec<String> {
     .collect()
 }
 
+/// The priorities of the node's processes by name, until `programs` were all seen or the run has ended. `qm` and what it starts
+/// are the guest's own.
+fn seen_priorities(node: &Node, run: &mut Running, programs: &[&str]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut seen = BTreeMap::new();
+    while run.is_running()? && !programs.iter().all(|name| seen.contains_key(*name)) {
+        for pid in leash::processes(node.root())? {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+            let found = priorities(pid);
+            if !found.is_empty() && !name.starts_with("qm") {
+                seen.insert(name, found);
+            }
+        }
+    }
+    Ok(seen)
+}
+
 #[test]
 fn ionice_is_for_the_process_and_its_children() -> Result<()> {
     if !lab::require("ionice_is_for_the_process_and_its_children", &["ionice", "lzop", "qemu-nbd", "qemu-img"]) {
@@ -63,21 +80,13 @@ fn ionice_is_for_the_process_and_its_children() -> Result<()> {
         let words = [&id, "--storage", "backup", "--ionice", ionice, "--bwlimit", "2048", "--compress", "lzo"];
         let mut run = node.spawn_vzdump(&words)?;
         run.wait_for("started backup task", SOON)?;
-        let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        while run.is_running()? && !["vzdump", "lzop", "qemu-nbd"].iter().all(|name| seen.contains_key(*name)) {
-            for pid in leash::processes(node.root())? {
-                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-                let found = priorities(pid);
-                if !found.is_empty() && !name.starts_with("qm") {
-                    seen.insert(name, found);
-                }
-            }
-        }
+        let programs = ["vzdump", "lzop", "qemu-nbd"];
+        let seen = seen_priorities(&node, &mut run, &programs)?;
         let output = run.wait(SOON)?;
         ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
         output.says(&[&format!("ionice priority: {ionice}")])?;
         println!("ionice {ionice}: {seen:?}");
-        for name in ["vzdump", "lzop", "qemu-nbd"] {
+        for name in programs {
             let found = seen.get(name).with_context(|| format!("{name} was never seen: {seen:?}"))?;
             ensure!(found.iter().all(|priority| priority == wanted), "--ionice {ionice}: {name} has {found:?}");
         }
@@ -123,20 +132,12 @@ fn ionice_is_for_the_programs_of_a_container() -> Result<()> {
         let words = [&id, "--storage", "backup", "--ionice", ionice, "--bwlimit", "1024", "--compress", "lzo"];
         let mut run = node.spawn_vzdump(&words)?;
         run.wait_for("creating vzdump archive", SOON)?;
-        let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        while run.is_running()? && !["vzdump", "lzop", "tar"].iter().all(|name| seen.contains_key(*name)) {
-            for pid in leash::processes(node.root())? {
-                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-                let found = priorities(pid);
-                if !found.is_empty() {
-                    seen.insert(name, found);
-                }
-            }
-        }
+        let programs = ["vzdump", "lzop", "tar"];
+        let seen = seen_priorities(&node, &mut run, &programs)?;
         let output = run.wait(SOON)?;
         ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
         println!("ionice {ionice}: {seen:?}");
-        for name in ["vzdump", "lzop", "tar"] {
+        for name in programs {
             let found = seen.get(name).with_context(|| format!("{name} was never seen: {seen:?}"))?;
             ensure!(found.iter().all(|priority| priority == wanted), "--ionice {ionice}: {name} has {found:?}");
         }
