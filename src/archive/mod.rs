@@ -4,6 +4,8 @@
 //! [`vma`] and [`tar`] know the bytes, [`frame`] compresses them in independent frames and finds them again, [`Source`] and
 //! [`tar::TarSource`] open any archive for reading. Moving data through threads is [`crate::transfer`]'s business.
 
+mod bytes;
+mod cache;
 pub mod frame;
 mod input;
 mod packed;
@@ -11,6 +13,7 @@ mod source;
 pub mod tar;
 pub mod vma;
 
+pub(crate) use bytes::Bytes;
 pub(crate) use input::{PolledRead, verdict};
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};

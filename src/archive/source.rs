@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::frame::{Container, Index, Unpacker};
+use super::frame::{Container, Frame, Index, Unpacker};
 use super::input::{Packed, PolledRead};
 use super::packed::Method;
 use super::tar::TarError;
@@ -94,6 +94,40 @@ pub(crate) struct Indexed {
     pub(crate) index: Index,
 }
 
+impl Indexed {
+    /// Reads `frame`, which lies at `offset` of the file, into `packed` and decompresses it into `raw`.
+    ///
+    /// # Errors
+    /// When it cannot be read, its checksum does not match, or it does not hold what the index says.
+    pub(crate) fn unpack(
+        &self,
+        frame: Frame,
+        offset: u64,
+        unpacker: &mut Unpacker,
+        packed: &mut Vec<u8>,
+        raw: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        packed.resize(frame.packed as usize, 0);
+        self.file.read_exact_at(packed, offset)?;
+        frame.check(packed)?;
+        unpacker.unpack(packed, frame.raw as usize, raw)
+    }
+
+    /// The VMA header, which is the first frame and nothing else.
+    fn header(&self) -> Result<Header, ArchiveCause> {
+        let failed = |source| ArchiveCause::Frame { frame: 0, offset: 0, source };
+        let frame = self.index.frame(0).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+        let mut unpacker = Unpacker::new(self.container).map_err(failed)?;
+        let (mut packed, mut raw) = (Vec::new(), Vec::new());
+        self.unpack(frame, 0, &mut unpacker, &mut packed, &mut raw).map_err(failed)?;
+        let (header, len) = Header::read(&mut raw.as_slice())?;
+        if len != raw.len() as u64 {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it holds more than the VMA header")));
+        }
+        Ok(header)
+    }
+}
+
 impl Source {
     /// Opens the archive at `path`. Waits end when `cancel` is set.
     ///
@@ -147,10 +181,10 @@ impl Source {
         if let Some(container) = method.container() {
             match Index::find(container, meta.len(), &mut |buf, offset| file.read_exact_at(buf, offset)) {
                 Ok(Some(index)) => {
-                    let header = first_frame(&file, container, &index)?;
-                    if header.uuid == index.uuid {
-                        let input = Input::Indexed(Indexed { file, container, index });
-                        return Ok(Self { name, header, input, stop, note });
+                    let indexed = Indexed { file: file.try_clone().map_err(ArchiveCause::Open)?, container, index };
+                    let header = indexed.header()?;
+                    if header.uuid == indexed.index.uuid {
+                        return Ok(Self { name, header, input: Input::Indexed(indexed), stop, note });
                     }
                     note = Some(FOREIGN_INDEX.into());
                 }
@@ -217,23 +251,4 @@ fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
         None if start.starts_with(VMA_MAGIC) => Ok(Method::Plain),
         _ => Err(ArchiveCause::Unknown(start.to_vec())),
     }
-}
-
-/// The header, which is the first frame and nothing else.
-fn first_frame(file: &File, container: Container, index: &Index) -> Result<Header, ArchiveCause> {
-    let header = || -> io::Result<_> {
-        let frame = index.frame(0).ok_or(io::ErrorKind::InvalidData)?;
-        let mut packed = vec![0; frame.packed as usize];
-        file.read_exact_at(&mut packed, 0)?;
-        let mut raw = Vec::new();
-        Unpacker::new(container)?.unpack(&packed, frame.raw as usize, &mut raw)?;
-        Ok(raw)
-    };
-    let raw = header().map_err(|source| ArchiveCause::Frame { frame: 0, offset: 0, source })?;
-    let (header, len) = Header::read(&mut raw.as_slice())?;
-    if len != raw.len() as u64 {
-        let source = io::Error::new(io::ErrorKind::InvalidData, "it holds more than the VMA header");
-        return Err(ArchiveCause::Frame { frame: 0, offset: 0, source });
-    }
-    Ok(header)
 }
