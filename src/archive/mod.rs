@@ -6,7 +6,9 @@
 
 mod bytes;
 mod cache;
+mod disks;
 pub mod frame;
+mod framed;
 mod input;
 mod packed;
 mod source;
@@ -14,6 +16,7 @@ pub mod tar;
 pub mod vma;
 
 pub(crate) use bytes::Bytes;
+pub use disks::VmaArchive;
 pub(crate) use input::{PolledRead, verdict};
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};
