@@ -9,6 +9,7 @@ mod cache;
 mod disks;
 pub mod frame;
 mod framed;
+mod holds;
 mod input;
 mod packed;
 mod source;
@@ -17,6 +18,7 @@ pub mod vma;
 
 pub(crate) use bytes::Bytes;
 pub use disks::VmaArchive;
+pub use holds::{Holds, holds};
 pub(crate) use input::{PolledRead, verdict};
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};

@@ -15,7 +15,7 @@ use super::vma::{Header, Reader, VmaError};
 use crate::host::{Cancel, Host};
 
 /// The first bytes of VMA.
-const VMA_MAGIC: &[u8] = b"VMA\0";
+pub(super) const VMA_MAGIC: &[u8] = b"VMA\0";
 
 /// What is noted about an archive with an index that is not its own.
 pub(super) const FOREIGN_INDEX: &str = "the index at the end of the archive belongs to another one; reading without it";
