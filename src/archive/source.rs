@@ -205,6 +205,14 @@ impl Source {
         }
     }
 
+    /// The extents one after the other; `None` for an archive with an index.
+    pub fn into_reader(self) -> Option<Reader<Box<dyn Read + Send>>> {
+        match self.input {
+            Input::Stream(reader) => Some(reader),
+            Input::Indexed(_) => None,
+        }
+    }
+
     /// Something worth a line in the log: the archive has an index, but it cannot be used.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()

@@ -19,8 +19,10 @@ mod tar_tests;
 mod tar_unpack;
 #[cfg(test)]
 mod tests;
+mod throttled;
 
 pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup};
+pub(crate) use draft::rename_new;
 pub use draft::{Draft, DraftError};
 pub use error::TransferError;
 pub use output::Output;
@@ -28,3 +30,4 @@ pub use restore::{RestoreProgress, RestoreSummary, restore};
 pub(crate) use tar_pack::widen_pipe;
 pub use tar_pack::{TarFrom, TarPack, TarProgress, TarSummary, pack_tar};
 pub use tar_unpack::unpack_tar;
+pub use throttled::{Throttle, Throttled};
