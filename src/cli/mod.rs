@@ -1,6 +1,8 @@
 //! The command lines: picks one by `argv[0]` or by the first word, parses, prints, returns the exit code.
 
+mod compare;
 mod complete;
+mod convert;
 mod guard;
 mod jobs;
 mod look;
@@ -8,6 +10,7 @@ mod native;
 mod pct;
 mod probe;
 mod qmrestore;
+mod restore;
 mod restoring;
 mod unlock;
 mod vma;

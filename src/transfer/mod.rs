@@ -4,6 +4,10 @@
 //! all of them are joined, and that first cause is what is reported. Nothing here knows what a guest is.
 
 mod backup;
+mod compare;
+mod copy;
+#[cfg(test)]
+mod copy_tests;
 mod draft;
 mod error;
 mod limit;
@@ -11,6 +15,7 @@ mod output;
 mod plan;
 mod pool;
 mod restore;
+pub mod salvage;
 mod slot;
 mod stop;
 mod tar_pack;
@@ -20,8 +25,11 @@ mod tar_unpack;
 #[cfg(test)]
 mod tests;
 mod throttled;
+mod walk;
 
-pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup};
+pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup, backup_numbered};
+pub use compare::{Comparison, compare};
+pub use copy::{CopyOptions, CopyProgress, copy};
 pub(crate) use draft::rename_new;
 pub use draft::{Draft, DraftError};
 pub use error::TransferError;
