@@ -14,7 +14,7 @@ mod raw_target;
 pub use faulty::FaultyImage;
 pub use mem::{MemImage, MemTarget};
 pub use nbd::{NbdImage, NbdTarget};
-pub use open::{open_image, open_target};
+pub use open::{detect_format, open_image, open_target};
 pub use qemu_nbd::QemuNbd;
 pub use raw::RawImage;
 pub use raw_target::RawTarget;
