@@ -7,6 +7,7 @@ mod guard;
 mod jobs;
 mod list;
 mod look;
+mod map;
 mod native;
 mod pct;
 mod probe;

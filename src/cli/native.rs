@@ -41,6 +41,11 @@ enum Verb {
     /// Archives of vzkeep have a checksum for every byte. Those of others are held against what they have: the checksums of their
     /// compression, and their structure. The exit code is 1 when an archive is damaged, 255 when one cannot be judged.
     Verify(super::verify::Verify),
+    /// Serve the disks of an archive over NBD, to read or, with an overlay, also to write
+    ///
+    /// Prints a line for each disk: name, size, and the URI that QEMU, nbdcopy and others take; the name works without
+    /// 'drive-', too. Runs until it gets Ctrl-C or TERM; then requests under way are answered and the socket is removed.
+    Map(super::map::Map),
     /// List what a directory in the archive of a container holds: kind, size and name
     ///
     /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
@@ -154,6 +159,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::List(list) => return super::list::run(&list),
         Verb::Show(show) => return super::show::run(&show),
         Verb::Verify(verify) => return super::verify::run(&verify),
+        Verb::Map(map) => return super::map::run(&map),
         Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
         Verb::Restore(given) => return super::restore::run(&given),
