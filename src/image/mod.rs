@@ -10,6 +10,7 @@ mod open;
 mod qemu_nbd;
 mod raw;
 mod raw_target;
+mod slice;
 
 pub use faulty::FaultyImage;
 pub use mem::{MemImage, MemTarget};
@@ -18,6 +19,7 @@ pub use open::{open_image, open_target};
 pub use qemu_nbd::QemuNbd;
 pub use raw::RawImage;
 pub use raw_target::RawTarget;
+pub use slice::Slice;
 
 use std::io;
 use std::ops::Range;
