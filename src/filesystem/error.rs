@@ -23,7 +23,7 @@ pub enum FsError {
     #[error("there is no '{0}'")]
     Missing(String),
     /// It is something else than was asked for.
-    #[error("'{path}' is {what}")]
+    #[error("'{path}' on the disk is {what}")]
     Unfit {
         /// What was asked for.
         path: String,

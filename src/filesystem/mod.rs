@@ -10,5 +10,7 @@ mod partition;
 mod probe;
 
 pub use error::FsError;
+#[doc(hidden)]
+pub use partition::rehearse;
 pub use partition::{Partition, Table, partition_table, partitions};
 pub use probe::{Found, probe};
