@@ -4,13 +4,21 @@
 //! [`vma`] and [`tar`] know the bytes, [`frame`] compresses them in independent frames and finds them again, [`Source`] and
 //! [`tar::TarSource`] open any archive for reading. Moving data through threads is [`crate::transfer`]'s business.
 
+mod bytes;
+mod cache;
+mod disks;
 pub mod frame;
+mod framed;
+mod holds;
 mod input;
 mod packed;
 mod source;
 pub mod tar;
 pub mod vma;
 
+pub(crate) use bytes::Bytes;
+pub use disks::VmaArchive;
+pub use holds::{Holds, holds};
 pub(crate) use input::{PolledRead, verdict};
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::frame::{Container, Index, Unpacker};
+use super::frame::{Container, Frame, Index, Unpacker};
 use super::input::{Packed, PolledRead};
 use super::packed::Method;
 use super::tar::TarError;
@@ -15,7 +15,7 @@ use super::vma::{Header, Reader, VmaError};
 use crate::host::{Cancel, Host};
 
 /// The first bytes of VMA.
-const VMA_MAGIC: &[u8] = b"VMA\0";
+pub(super) const VMA_MAGIC: &[u8] = b"VMA\0";
 
 /// What is noted about an archive with an index that is not its own.
 pub(super) const FOREIGN_INDEX: &str = "the index at the end of the archive belongs to another one; reading without it";
@@ -58,6 +58,20 @@ pub enum ArchiveCause {
         #[source]
         source: io::Error,
     },
+    /// The index of frames does not have every cluster once.
+    #[error("the index of frames has cluster {cluster} of disk number {device} not once")]
+    Coverage {
+        /// Number of the disk.
+        device: usize,
+        /// The first cluster that is missing or there twice.
+        cluster: u64,
+    },
+    /// An extent is not what it was when the archive was opened.
+    #[error("the extent at byte {offset} of the VMA stream has changed since the archive was opened")]
+    Changed {
+        /// Where, counted in uncompressed bytes.
+        offset: u64,
+    },
     /// A frame is damaged.
     #[error("frame {frame} at byte {offset} of the file is damaged or cannot be read: {source}")]
     Frame {
@@ -92,6 +106,62 @@ pub(crate) struct Indexed {
     pub(crate) file: File,
     pub(crate) container: Container,
     pub(crate) index: Index,
+}
+
+impl Indexed {
+    /// The frames of a file of `len` bytes and the VMA header in the first of them, if it has an index that can be used; also
+    /// why one that is there cannot be.
+    pub(super) fn find(
+        file: &File,
+        method: Method,
+        len: u64,
+    ) -> Result<(Option<(Header, Self)>, Option<String>), ArchiveCause> {
+        let Some(container) = method.container() else { return Ok((None, None)) };
+        match Index::find(container, len, &mut |buf, offset| file.read_exact_at(buf, offset)) {
+            Ok(Some(index)) => {
+                let indexed = Self { file: file.try_clone().map_err(ArchiveCause::Open)?, container, index };
+                let header = indexed.header()?;
+                Ok(match header.uuid == indexed.index.uuid {
+                    true => (Some((header, indexed)), None),
+                    false => (None, Some(FOREIGN_INDEX.into())),
+                })
+            }
+            Ok(None) => Ok((None, None)),
+            Err(e) => Ok((None, Some(format!("{e}; reading without it")))),
+        }
+    }
+
+    /// Reads `frame`, which lies at `offset` of the file, into `packed` and decompresses it into `raw`.
+    ///
+    /// # Errors
+    /// When it cannot be read, its checksum does not match, or it does not hold what the index says.
+    pub(crate) fn unpack(
+        &self,
+        frame: Frame,
+        offset: u64,
+        unpacker: &mut Unpacker,
+        packed: &mut Vec<u8>,
+        raw: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        packed.resize(frame.packed as usize, 0);
+        self.file.read_exact_at(packed, offset)?;
+        frame.check(packed)?;
+        unpacker.unpack(packed, frame.raw as usize, raw)
+    }
+
+    /// The VMA header, which is the first frame and nothing else.
+    fn header(&self) -> Result<Header, ArchiveCause> {
+        let failed = |source| ArchiveCause::Frame { frame: 0, offset: 0, source };
+        let frame = self.index.frame(0).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+        let mut unpacker = Unpacker::new(self.container).map_err(failed)?;
+        let (mut packed, mut raw) = (Vec::new(), Vec::new());
+        self.unpack(frame, 0, &mut unpacker, &mut packed, &mut raw).map_err(failed)?;
+        let (header, len) = Header::read(&mut raw.as_slice())?;
+        if len != raw.len() as u64 {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it holds more than the VMA header")));
+        }
+        Ok(header)
+    }
 }
 
 impl Source {
@@ -143,20 +213,9 @@ impl Source {
         let mut start = [0; 16];
         let got = file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?;
         let method = recognise(&start[..got])?;
-        let mut note = None;
-        if let Some(container) = method.container() {
-            match Index::find(container, meta.len(), &mut |buf, offset| file.read_exact_at(buf, offset)) {
-                Ok(Some(index)) => {
-                    let header = first_frame(&file, container, &index)?;
-                    if header.uuid == index.uuid {
-                        let input = Input::Indexed(Indexed { file, container, index });
-                        return Ok(Self { name, header, input, stop, note });
-                    }
-                    note = Some(FOREIGN_INDEX.into());
-                }
-                Ok(None) => {}
-                Err(e) => note = Some(format!("{e}; reading without it")),
-            }
+        let (indexed, note) = Indexed::find(&file, method, meta.len())?;
+        if let Some((header, indexed)) = indexed {
+            return Ok(Self { name, header, input: Input::Indexed(indexed), stop, note });
         }
         let vma = method.unpack(host, Packed::File(file), cancel, &stop).map_err(ArchiveCause::Open)?;
         Self::of_vma(name, vma, stop, note)
@@ -211,29 +270,10 @@ impl Source {
     }
 }
 
-fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
+pub(super) fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
     match Method::recognise(start) {
         Some(method @ (Method::Zstd | Method::Gzip | Method::Lzop)) => Ok(method),
         None if start.starts_with(VMA_MAGIC) => Ok(Method::Plain),
         _ => Err(ArchiveCause::Unknown(start.to_vec())),
     }
-}
-
-/// The header, which is the first frame and nothing else.
-fn first_frame(file: &File, container: Container, index: &Index) -> Result<Header, ArchiveCause> {
-    let header = || -> io::Result<_> {
-        let frame = index.frame(0).ok_or(io::ErrorKind::InvalidData)?;
-        let mut packed = vec![0; frame.packed as usize];
-        file.read_exact_at(&mut packed, 0)?;
-        let mut raw = Vec::new();
-        Unpacker::new(container)?.unpack(&packed, frame.raw as usize, &mut raw)?;
-        Ok(raw)
-    };
-    let raw = header().map_err(|source| ArchiveCause::Frame { frame: 0, offset: 0, source })?;
-    let (header, len) = Header::read(&mut raw.as_slice())?;
-    if len != raw.len() as u64 {
-        let source = io::Error::new(io::ErrorKind::InvalidData, "it holds more than the VMA header");
-        return Err(ArchiveCause::Frame { frame: 0, offset: 0, source });
-    }
-    Ok(header)
 }

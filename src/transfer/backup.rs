@@ -310,7 +310,7 @@ fn write(
         Some(packer) => {
             let mut packed = Vec::new();
             packer.pack(raw, &mut packed).map_err(|e| compress_error("header", 0, e))?;
-            index.push(Frame { packed: packed.len() as u32, raw: raw.len() as u32, device: 0, first: 0, clusters: 0 });
+            index.push(Frame::of_data(&packed, raw.len()));
             sink.write_all(&packed, stop)
         }
     };
@@ -326,13 +326,8 @@ fn write(
             let Disk { disk, id, .. } = &shared.disks[*disk];
             if shared.container.is_some() {
                 sink.write_all(&slot.packed, stop)?;
-                index.push(Frame {
-                    packed: slot.packed.len() as u32,
-                    raw: *raw as u32,
-                    device: *id,
-                    first: group.first as u32,
-                    clusters: group.count as u32,
-                });
+                let (first, count) = (group.first as u32, group.count as u32);
+                index.push(Frame::of_clusters(&slot.packed, *raw, *id, first, count));
             } else {
                 sink.write_all(&slot.raw[..*raw], stop)?;
             }

@@ -8,7 +8,6 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::Builder;
@@ -262,11 +261,7 @@ fn restore_frames(shared: &Shared, indexed: &Indexed, place: &Mutex<Place>) -> R
     let (mut packed, mut raw) = (Vec::new(), Vec::new());
     while !shared.stop.is_set() {
         let Some((frame, number, offset, start)) = lock(place).take(indexed) else { return Ok(()) };
-        packed.resize(frame.packed as usize, 0);
-        let unpacked = indexed
-            .file
-            .read_exact_at(&mut packed, offset)
-            .and_then(|()| unpacker.unpack(&packed, frame.raw as usize, &mut raw));
+        let unpacked = indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw);
         unpacked.map_err(|source| frame_error(shared, number, offset, source))?;
         let mut writer = Writer::new(shared);
         let mut at = 0;

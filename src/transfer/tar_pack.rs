@@ -281,7 +281,9 @@ fn write(
         let raw = &piece.slot.raw[..piece.raw];
         let bytes = if shared.container.is_some() { &piece.slot.packed } else { raw };
         sink.write_all(bytes, stop)?;
-        index.push(Frame::of_tar(bytes.len() as u32, raw.len() as u32));
+        if shared.container.is_some() {
+            index.push(Frame::of_data(bytes, raw.len()));
+        }
         total += raw.len() as u64;
         counters.written.store(sink.archive_bytes(), Ordering::Relaxed);
         Ok(())
@@ -301,7 +303,7 @@ fn write(
                         offset: 0,
                         source,
                     })?;
-                    index.push(Frame::of_table(part.len() as u32));
+                    index.push(Frame::of_table(&part));
                     sink.write_all(&part, stop)?;
                 }
             }

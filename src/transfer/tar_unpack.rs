@@ -5,7 +5,6 @@
 //! ahead.
 
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::thread::Builder;
@@ -162,11 +161,7 @@ fn read_frames(
             slots.1.try_send(slot).ok();
             return Ok(());
         };
-        slot.packed.resize(frame.packed as usize, 0);
-        let unpacked = indexed
-            .file
-            .read_exact_at(&mut slot.packed, offset)
-            .and_then(|()| unpacker.unpack(&slot.packed, frame.raw as usize, &mut slot.raw));
+        let unpacked = indexed.unpack(frame, offset, &mut unpacker, &mut slot.packed, &mut slot.raw);
         unpacked.map_err(|source| shared.failed(ArchiveCause::Frame { frame: number, offset, source }))?;
         let raw = slot.raw.len();
         if ready.send(Piece { sequence, slot, raw, what: () }).is_err() {

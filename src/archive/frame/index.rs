@@ -1,9 +1,11 @@
 //! The index of a container: where each frame lies, and which clusters of which disk it holds.
 //!
-//! Layout, little endian. Body: `vzkeepIX`, version u32 = 1, bytes of an entry u32 = 16, UUID of the archive, count u64,
-//! entries of compressed length u32, raw length u32, first cluster u32, (clusters << 8 | disk) u32. Trailer, 32 bytes:
-//! length of the body u64, length of all frames u64, CRC32 of body and the trailer so far u32, version u32, `vzkeepND`.
-//! In `.zst` both are one skippable frame; in `.gz` the body is cut over empty members' extra fields and the trailer has
+//! Layout, little endian. Body: `vzkeepIX`, version u32 = 2, bytes of an entry u32 = 20, UUID of the archive, count u64,
+//! entries of compressed length u32, raw length u32, first cluster u32, (clusters << 8 | disk) u32, CRC32 of the compressed
+//! bytes u32. Trailer, 32 bytes: length of the body u64, length of all frames u64, CRC32 of body and the trailer so far u32,
+//! version u32, `vzkeepND`. The sum of a frame covers what zstd's and gzip's own checksums of the data leave out, so that no
+//! bit of the file can change unnoticed; the index's own sum, which is over theirs, stands for the whole. Archives with
+//! version 1 of the index, which had no sums, are read as the one stream they are. In `.zst` both are one skippable frame; in `.gz` the body is cut over empty members' extra fields and the trailer has
 //! a member of its own. Either way the trailer lies at a fixed distance from the end of the file.
 
 use std::io;
@@ -13,13 +15,13 @@ use crate::archive::vma::MAX_HEADER;
 
 const BODY_MAGIC: &[u8; 8] = b"vzkeepIX";
 const TRAILER_MAGIC: &[u8; 8] = b"vzkeepND";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEAD: usize = 40;
-const ENTRY: usize = 16;
+const ENTRY: usize = 20;
 const TRAILER: usize = 32;
 /// One of the sixteen magic numbers of skippable zstd frames.
 const SKIPPABLE: u32 = 0x184D_2A56;
-/// Bytes of the longest body, read or written: 8 million frames, about 30 TiB of disks. A longer one is left out.
+/// Bytes of the longest body, read or written: 6 million frames, about 25 TiB of data. A longer one is left out.
 const MAX_BODY: usize = 128 << 20;
 
 /// In the place of the archive's UUID when it holds tar data, which has none.
@@ -40,17 +42,36 @@ pub struct Frame {
     pub first: u32,
     /// How many it holds; all of the run from `first` on, below 2^24.
     pub clusters: u32,
+    /// CRC32 of its bytes in the container.
+    pub sum: u32,
 }
 
 impl Frame {
-    /// A frame of tar data.
-    pub fn of_tar(packed: u32, raw: u32) -> Self {
-        Self { packed, raw, device: 0, first: 0, clusters: 0 }
+    /// A frame without clusters, `packed` as it is in the container: tar data, or the header of a VMA.
+    pub fn of_data(packed: &[u8], raw: usize) -> Self {
+        Self::of_clusters(packed, raw, 0, 0, 0)
+    }
+
+    /// A frame that holds `clusters` clusters of the disk with number `device`, from `first` on.
+    pub fn of_clusters(packed: &[u8], raw: usize, device: u8, first: u32, clusters: u32) -> Self {
+        let sum = crc32fast::hash(packed);
+        Self { packed: packed.len() as u32, raw: raw as u32, device, first, clusters, sum }
     }
 
     /// Part of a table that stock programs skip, made by [`wrap`].
-    pub fn of_table(packed: u32) -> Self {
-        Self { packed, raw: 0, device: TABLE, first: 0, clusters: 0 }
+    pub fn of_table(packed: &[u8]) -> Self {
+        Self::of_clusters(packed, 0, TABLE, 0, 0)
+    }
+
+    /// Whether these are the frame's bytes.
+    ///
+    /// # Errors
+    /// When their checksum is another one.
+    pub fn check(&self, packed: &[u8]) -> io::Result<()> {
+        if crc32fast::hash(packed) == self.sum {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum does not match"))
     }
 
     /// Whether it is part of a table, and no data.
@@ -220,7 +241,7 @@ impl Index {
     }
 }
 
-/// Collects the index while the frames are written; 16 bytes of memory per frame.
+/// Collects the index while the frames are written; 20 bytes of memory per frame.
 #[derive(Debug)]
 pub struct IndexBuilder {
     uuid: [u8; 16],
@@ -244,6 +265,7 @@ impl IndexBuilder {
         self.entries.extend_from_slice(&frame.raw.to_le_bytes());
         self.entries.extend_from_slice(&frame.first.to_le_bytes());
         self.entries.extend_from_slice(&(frame.clusters << 8 | u32::from(frame.device)).to_le_bytes());
+        self.entries.extend_from_slice(&frame.sum.to_le_bytes());
     }
 
     /// The bytes to append to the container; none when there are more frames than an index may have.
@@ -301,6 +323,7 @@ fn decode(entry: &[u8]) -> Frame {
         first: le32(entry, 8),
         device: last as u8,
         clusters: last >> 8,
+        sum: le32(entry, 16),
     }
 }
 

@@ -15,7 +15,7 @@ fn build(container: Container, parts: &[Vec<u8>]) -> (Vec<u8>, Vec<u8>) {
         packer.pack(part, &mut packed).unwrap();
         let device = u8::from(i > 0);
         let first = 59 * i as u32;
-        index.push(Frame { packed: packed.len() as u32, raw: part.len() as u32, device, first, clusters: 59 });
+        index.push(Frame::of_clusters(&packed, part.len(), device, first, 59));
         bytes.extend_from_slice(&packed);
     }
     bytes.extend(index.finish(container));

@@ -380,6 +380,7 @@ impl Frames {
         let Some((frame, offset)) = self.frames.next() else { return Ok(false) };
         let mut packed = vec![0; frame.packed as usize];
         self.file.read_exact_at(&mut packed, offset)?;
+        frame.check(&packed)?;
         self.unpacker.unpack(&packed, frame.raw as usize, self.raw.get_mut())?;
         self.raw.set_position(0);
         Ok(true)

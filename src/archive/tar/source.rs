@@ -194,9 +194,8 @@ impl TarSource {
                     }
                     let failed = |source| ArchiveCause::Frame { frame: number, offset: at, source };
                     let mut unpacker = Unpacker::new(indexed.container).map_err(failed)?;
-                    let (mut packed, mut raw) = (vec![0; frame.packed as usize], Vec::new());
-                    indexed.file.read_exact_at(&mut packed, at).map_err(failed)?;
-                    unpacker.unpack(&packed, frame.raw as usize, &mut raw).map_err(failed)?;
+                    let (mut packed, mut raw) = (Vec::new(), Vec::new());
+                    indexed.unpack(frame, at, &mut unpacker, &mut packed, &mut raw).map_err(failed)?;
                     start.append(&mut raw);
                     at += u64::from(frame.packed);
                 }

@@ -345,7 +345,7 @@ fn framed(tar: &[u8], container: Container, frame: usize, spoil: fn(usize, &mut 
     for raw in tar.chunks(frame) {
         let mut packed = Vec::new();
         packer.pack(raw, &mut packed).unwrap();
-        index.push(Frame::of_tar(packed.len() as u32, raw.len() as u32));
+        index.push(Frame::of_data(&packed, raw.len()));
         out.append(&mut packed);
     }
     let mut table = TableBuilder::new();
@@ -353,7 +353,7 @@ fn framed(tar: &[u8], container: Container, frame: usize, spoil: fn(usize, &mut 
     for (number, part) in table.finish(container).unwrap().enumerate() {
         let mut part = part.unwrap();
         spoil(number, &mut part);
-        index.push(Frame::of_table(part.len() as u32));
+        index.push(Frame::of_table(&part));
         out.append(&mut part);
     }
     out.extend(index.finish(container));
@@ -443,12 +443,12 @@ fn a_table_of_another_archive_leads_nowhere() {
     let (mut packer, mut index, mut out) =
         (Packer::new(Container::Zstd).unwrap(), IndexBuilder::new(TAR_ID), Vec::new());
     packer.pack(&tar, &mut out).unwrap();
-    index.push(Frame::of_tar(out.len() as u32, tar.len() as u32));
+    index.push(Frame::of_data(&out, tar.len()));
     let mut table = TableBuilder::new();
     walk(&other).unwrap().iter().for_each(|member| table.push(member));
     for part in table.finish(Container::Zstd).unwrap() {
         let part = part.unwrap();
-        index.push(Frame::of_table(part.len() as u32));
+        index.push(Frame::of_table(&part));
         out.extend(part);
     }
     out.extend(index.finish(Container::Zstd));
