@@ -11,6 +11,7 @@ mod overlay;
 mod qemu_nbd;
 mod raw;
 mod raw_target;
+mod slice;
 
 pub use faulty::FaultyImage;
 pub use mem::{MemImage, MemTarget};
@@ -20,6 +21,7 @@ pub use overlay::OverlayImage;
 pub use qemu_nbd::QemuNbd;
 pub use raw::RawImage;
 pub use raw_target::RawTarget;
+pub use slice::Slice;
 
 use std::io;
 use std::ops::Range;
