@@ -4,6 +4,7 @@ mod complete;
 mod guard;
 mod jobs;
 mod look;
+mod mount;
 mod native;
 mod pct;
 mod probe;

@@ -55,6 +55,7 @@ enum Verb {
         /// The file in it, such as etc/hostname
         member: OsString,
     },
+    Mount(super::mount::Mount),
     /// Print the man page of a program
     Man {
         /// The program
@@ -129,6 +130,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     match native.verb {
         Verb::List { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
+        Verb::Mount(args) => return super::mount::run(&args),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {
