@@ -16,7 +16,7 @@ pub(super) fn add(flat: &mut Flat, archive: &Path) -> Result<(), ImageError> {
         // Nothing else is opened: a pipe would wait for somebody to write to it.
         let Some(meta) = path.metadata().ok().filter(std::fs::Metadata::is_file) else { continue };
         let mtime = meta.modified().unwrap_or(std::time::UNIX_EPOCH);
-        flat.add(name, Arc::new(RawImage::open(&path, name)?), mtime)?;
+        flat.add(name, Arc::new(RawImage::open(&path, name)?), mtime);
     }
     Ok(())
 }

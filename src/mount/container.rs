@@ -111,7 +111,7 @@ impl Container {
         for (member, shown) in CONFIGS {
             if let Some(number) = files.tree.find(member) {
                 match files.content(number) {
-                    Ok(content) => flat.add(shown, content, time)?,
+                    Ok(content) => flat.add(shown, content, time),
                     Err(error) => say(&format!("{shown} is not shown: {error}")),
                 }
             }

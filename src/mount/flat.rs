@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, data_bytes};
-use crate::image::{Image, ImageError, MemImage};
+use crate::image::{Image, MemImage};
 
 /// Who the files belong to, and who may read them: whoever may read the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,14 +61,11 @@ impl Flat {
         Self { owner, time, files: Vec::new() }
     }
 
-    /// Adds a disk or another large file.
-    ///
-    /// # Errors
-    /// When it cannot tell what it holds.
-    pub fn add(&mut self, name: &str, image: Arc<dyn Image>, mtime: SystemTime) -> Result<(), ImageError> {
-        let data = data_bytes(image.as_ref())?;
+    /// Adds a disk or another large file. One that cannot tell where its holes are has none; it is shown all the same, since
+    /// most of it may be readable.
+    pub fn add(&mut self, name: &str, image: Arc<dyn Image>, mtime: SystemTime) {
+        let data = data_bytes(image.as_ref()).unwrap_or(image.size());
         self.push(name, image, data, mtime);
-        Ok(())
     }
 
     /// Adds a small file.

@@ -25,7 +25,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::archive::{ArchiveError, Holds, VmaArchive, holds};
+use crate::archive::{ArchiveCause, ArchiveError, Holds, VmaArchive, holds};
 use crate::host::{Cancel, Host};
 
 /// An archive cannot be mounted.
@@ -95,7 +95,7 @@ pub enum MountError {
 /// When it is no archive, or cannot be read.
 pub fn open(host: &Host, path: &Path, cancel: &Cancel, say: &mut dyn FnMut(&str)) -> Result<Arc<dyn View>, MountError> {
     let held = holds(host, path, cancel)?;
-    let failed = |source| MountError::Directory { directory: path.display().to_string(), source };
+    let failed = |source| ArchiveError { archive: path.display().to_string(), cause: ArchiveCause::Open(source) };
     let owner = Owner::of(&std::fs::metadata(path).map_err(failed)?);
     if held == Holds::Container {
         return Ok(Arc::new(container::Container::open(host, path, cancel, owner, say)?));

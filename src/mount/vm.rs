@@ -29,7 +29,7 @@ pub(super) fn view(
     beside::add(&mut flat, archive)?;
     for disk in disks {
         let name = disk.name();
-        flat.add(&format!("{name}.raw"), Arc::clone(disk), made)?;
+        flat.add(&format!("{name}.raw"), Arc::clone(disk), made);
         let table = match partition_table(disk) {
             Ok(table) => table,
             Err(error) => {
@@ -44,7 +44,7 @@ pub(super) fn view(
         for partition in &table.partitions {
             let number = partition.number;
             match partition.open(disk) {
-                Ok(image) => flat.add(&format!("{name}.p{number}.raw"), image, made)?,
+                Ok(image) => flat.add(&format!("{name}.p{number}.raw"), image, made),
                 Err(error) => say(&format!("{name}: partition {number} is not shown: {error}")),
             }
         }
