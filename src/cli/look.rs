@@ -1,4 +1,4 @@
-//! `vzkeep list` and `vzkeep cat`: what is in the archive of a container, without unpacking it.
+//! `vzkeep ls` and `vzkeep cat`: what is in the archive of a container, without unpacking it.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};

@@ -3,6 +3,7 @@
 mod complete;
 mod guard;
 mod jobs;
+mod list;
 mod look;
 mod mount;
 mod native;
@@ -10,7 +11,10 @@ mod pct;
 mod probe;
 mod qmrestore;
 mod restoring;
+mod shelf;
+mod show;
 mod unlock;
+mod verify;
 mod vzdump;
 
 use std::ffi::OsString;

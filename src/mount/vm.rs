@@ -13,7 +13,7 @@ use crate::image::Image;
 /// The view. What cannot be said about partitions is told with `say`; the disk is there all the same.
 ///
 /// # Errors
-/// When a disk cannot tell what it holds.
+/// When the log or the notes beside the archive cannot be read.
 pub(super) fn view(
     archive: &Path,
     header: &Header,
