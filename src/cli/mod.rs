@@ -8,6 +8,7 @@ mod jobs;
 mod list;
 mod look;
 mod map;
+mod mount;
 mod native;
 mod pct;
 mod probe;

@@ -84,6 +84,7 @@ enum Verb {
     ///
     /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
     Convert(super::convert::Convert),
+    Mount(super::mount::Mount),
     /// Print the man page of a program
     Man {
         /// The program
@@ -165,6 +166,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::Restore(given) => return super::restore::run(&given),
         Verb::Compare(given) => return super::compare::run(&given),
         Verb::Convert(given) => return super::convert::run(&given),
+        Verb::Mount(args) => return super::mount::run(&args),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {
