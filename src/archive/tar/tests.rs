@@ -583,8 +583,7 @@ proptest! {
             let bad = through(&path) || kind == Kind::HardLink && through(&link);
             let target = link.clone();
             let member = Member {
-                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, layout: Layout::Whole,
-                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, attributes: None,
+                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, layout: Layout::Whole, attributes: None,
             };
             let allowed = vetting.check(&member).is_ok();
             prop_assert!(!(bad && allowed), "{:?}", printable(&path));
