@@ -26,6 +26,22 @@ pub(super) fn le64(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
 }
 
+pub(super) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes(array(bytes, at))
+}
+
+pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(array(bytes, at))
+}
+
+/// A name for messages: what cannot be printed is escaped.
+pub(super) fn shown(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => name.escape_ascii().to_string(),
+    }
+}
+
 /// Whether `text` stands at `at`.
 pub(super) fn is_at(bytes: &[u8], at: usize, text: &[u8]) -> bool {
     at.checked_add(text.len()).and_then(|end| bytes.get(at..end)) == Some(text)

@@ -124,8 +124,7 @@ fn read(disk: &Arc<dyn Image>, offset: u64, len: usize) -> Result<Vec<u8>, FsErr
 }
 
 /// Does with any bytes what is done with a disk. For fuzzing.
-#[doc(hidden)]
-pub fn rehearse(bytes: &[u8]) {
+pub(super) fn rehearse(bytes: &[u8]) {
     let disk: Arc<dyn Image> = Arc::new(crate::image::MemImage::new("disk", bytes.to_vec()));
     if let Ok(Some(table)) = partition_table(&disk) {
         assert!(table.partitions.len() <= MOST);
