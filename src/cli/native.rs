@@ -69,6 +69,21 @@ enum Verb {
         /// The file in it, such as etc/hostname
         member: OsString,
     },
+    /// Restore the disks of a virtual machine's archive as files, or one of them onto a block device
+    ///
+    /// Into a directory: the configuration files and 'drive-scsi0.raw' (or .qcow2) for each disk, which have their names only
+    /// when all of them are complete. Onto a block device: exactly one disk; what is behind its end there stays as it is.
+    /// Nothing that exists is overwritten but the block device.
+    Restore(super::restore::Restore),
+    /// Compare two archives, restored directories or disk images byte by byte
+    ///
+    /// Exit code 0 when all disks and configuration files are the same, 1 when anything differs, 255 when that cannot be found
+    /// out.
+    Compare(super::compare::Compare),
+    /// Write the archive of a virtual machine anew, compressed in another way or not at all
+    ///
+    /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
+    Convert(super::convert::Convert),
     /// Print the man page of a program
     Man {
         /// The program
@@ -147,6 +162,9 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::Map(map) => return super::map::run(&map),
         Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
+        Verb::Restore(given) => return super::restore::run(&given),
+        Verb::Compare(given) => return super::compare::run(&given),
+        Verb::Convert(given) => return super::convert::run(&given),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {

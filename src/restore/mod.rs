@@ -4,6 +4,7 @@
 
 pub mod container;
 pub mod execute;
+pub mod folder;
 pub mod plan;
 mod seat;
 pub mod volumes;
