@@ -3,6 +3,7 @@
 mod complete;
 mod guard;
 mod jobs;
+mod live;
 mod look;
 mod native;
 mod pct;

@@ -55,6 +55,11 @@ enum Verb {
         /// The file in it, such as etc/hostname
         member: OsString,
     },
+    /// Restore a virtual machine that runs within seconds, while its data is copied behind it
+    ///
+    /// As 'qmrestore --live-restore'. The machine is complete, and unlocked, when the command ends. If it fails or is
+    /// stopped before, the machine is removed again, with all it has written since.
+    LiveRestore(super::live::LiveRestore),
     /// Print the man page of a program
     Man {
         /// The program
@@ -129,6 +134,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     match native.verb {
         Verb::List { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
+        Verb::LiveRestore(live) => return super::live::run(live),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {
