@@ -9,6 +9,8 @@ use lab::{Dice, Format, Guest, Node, checker, kib, leash, mib};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
+use std::io::Read;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -70,7 +72,8 @@ fn assert_nothing(node: &Node) -> Result<()> {
 }
 
 fn images(node: &Node) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(node.path("/var/lib/vz/images/300")).into_iter().flatten();
+    let dirs = ["/var/lib/vz", "/mnt/full"].map(|storage| node.path(storage).join("images/300"));
+    let entries = dirs.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
     let mut names = entries.map(|entry| Ok(PathBuf::from(entry?.file_name()))).collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
@@ -154,7 +157,7 @@ fn small(test: &str) -> Result<Option<(Node, PathBuf, [Vec<u8>; 2])>> {
         Format::Raw,
         mib(6),
     );
-    let node = Node::new()?.guest(guest)?;
+    let node = Node::new()?.guest(guest)?.small_storage("full", mib(2))?;
     let disks = [fill(&node, "scsi0", mib(4), 3)?, fill(&node, "ide0", mib(6), 4)?];
     let (archive, _) = node.backup(100, &["--compress", "zstd"])?;
     Ok(Some((node, archive, disks)))
@@ -205,10 +208,18 @@ fn killed_or_stopped_on_the_way_nothing_of_the_guest_stays() -> Result<()> {
     println!("{test}: {}", unlocked.stdout.trim());
     assert_nothing(&node)?;
 
-    let output = finish(&node, begun(&node, &archive, &[])?)?;
+    // A guest that switches itself off gets its data nevertheless; the node's daemon is told to wait for that.
+    let daemon = UnixListener::bind(node.path("/run/qmeventd.sock"))?;
+    let run = begun(&node, &archive, &[])?;
+    let mut told = [0; 64];
+    let len = daemon.accept()?.0.read(&mut told)?;
+    ensure!(told.starts_with(br#"{"vzdump":{"vmid":"300"}}"#), "{}", String::from_utf8_lossy(&told[..len]));
+    node.qmp(300, "system_reset", &json!({}))?;
+    let output = finish(&node, run)?;
     ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
-    node.assert_clean(300);
-    node.ok("qm", &["stop", "300"])?;
+    output.says(&["restore-drive jobs finished successfully", "VM 300 has switched itself off meanwhile"])?;
+    node.assert_clean_on_disk(300);
+    assert_eq!(node.ok("qm", &["status", "300"])?.stdout, "status: stopped\n");
     assert_restored(&node, &disks)
 }
 
@@ -261,6 +272,12 @@ fn what_cannot_be_restored_so_is_refused_or_leaves_nothing() -> Result<()> {
         output.stderr
     );
     ensure!(output.stderr.contains("damaged.vma.zst") || output.stderr.contains("drive-"), "{}", output.stderr);
+    assert_nothing(&node)?;
+
+    let words = ["live-restore", &shown(&node.inner(&archive)), "300", "--storage", "full"];
+    let output = node.run("vzkeep", &words)?;
+    println!("{test}: full: {}", output.stderr.trim());
+    ensure!(output.code == 255 && output.stderr.contains("No space left on device"), "{}", output.stderr);
     assert_nothing(&node)?;
 
     let mut config = std::fs::read_to_string(node.config_path(100))?;

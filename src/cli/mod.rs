@@ -3,8 +3,8 @@
 mod complete;
 mod guard;
 mod jobs;
-mod live;
 mod list;
+mod live;
 mod look;
 mod native;
 mod pct;

@@ -7,7 +7,7 @@ mod noted;
 
 use super::execute::{ExecuteError, Tools, make_volumes, seat, stop_if_asked};
 use super::plan::{DiskPlan, Plan};
-use super::seat::Restored;
+use super::seat::{Restored, Seat};
 use crate::guest::commands::make_by_bridge;
 use crate::guest::monitor::qmp_socket;
 use crate::guest::power::Power;
@@ -19,7 +19,9 @@ use noted::{Failure, Noted};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +32,8 @@ const START: &str = "vm-start-live";
 const START_LIMIT: Duration = Duration::from_secs(300);
 /// How long we wait before we look how far it is, at first and later: others need the monitor, too.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Where the node's daemon for the events of guests listens.
+const EVENTS: &str = "/var/run/qmeventd.sock";
 /// How often we look for the wish to stop.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -78,18 +82,20 @@ pub fn execute_live(
     let socket = host.path(&dir).join("nbd");
     let exports = behind.iter().map(|disk| (disk.key.clone(), Arc::clone(&images[&disk.key]))).collect();
     let server = (data.serve)(&socket, exports).map_err(step)?;
-    seat(plan).rules(plan.firewall.as_deref(), record, host)?;
+    let rules = seat(plan).rules(plan.firewall.as_deref(), record, host)?;
     let planned = plan.warnings.len();
     let config = plan.config(&volids, &mut tools.fresh);
     plan.warnings[planned..].iter().for_each(|w| (tools.line)(&format!("WARN: {w}")));
     stop_if_asked(tools.cancel)?;
-    seat(plan).go_live(&config, record, host)?;
+    let live = seat(plan).go_live(&config, record, host)?;
 
     (tools.line)("starting VM for live-restore");
     for disk in &behind {
         (tools.line)(&format!("restoring '{}' to '{}'", disk.device.name, volids[&disk.key]));
     }
     let moves = start(host, vmid, &dir, &socket, &behind)?;
+    // A guest that switches itself off before its data is there has to wait for that.
+    let waits = keep_from_ending(host, vmid);
     // QEMU has open what it needs. Without a name nothing of it can be left behind.
     remove_work_dir(host, &dir, record)?;
     let told = |error: MoveError| match (tools.cancel.is_set(), failure.get()) {
@@ -120,8 +126,13 @@ pub fn execute_live(
     }
     stop_if_asked(tools.cancel)?;
     moving.complete().map_err(told)?;
+    Seat::arrived(&live, rules.as_ref(), record)?;
     let restored = Restored { config: None, replaced: &plan.replaced };
-    let left = seat(plan).commit(restored, record, host, tools.actions, tools.line)?;
+    let left = seat(plan).commit(restored, record, host, tools.actions, tools.line).unwrap_or_else(|e| {
+        // Whoever undoes what is in the record goes on with that.
+        (tools.line)(&format!("WARN: VM {vmid} is complete and runs, but is still locked: {e}"));
+        vec![format!("lock of VM {vmid}")]
+    });
     (tools.line)("restore-drive jobs finished successfully, removing all tracking block devices");
     // The restore has happened. What fails now is only said.
     if let Err(e) = moving.clear() {
@@ -135,8 +146,18 @@ pub fn execute_live(
             (tools.line)(&format!("WARN: the QEMU of VM {vmid} could not be ended: {e}"));
         }
     }
-    drop(server);
+    drop((server, waits));
     Ok(left)
+}
+
+/// On a node a daemon ends the QEMU of a guest that has switched itself off, but not while a backup or a restore says that it
+/// needs it: as long as what is returned is open. Elsewhere there is nobody to tell.
+fn keep_from_ending(host: &Host, vmid: u32) -> Option<UnixStream> {
+    let mut daemon = UnixStream::connect(host.path(EVENTS)).ok()?;
+    // Should it take nothing, the guest is lost only if it does switch itself off.
+    daemon.set_write_timeout(Some(Duration::from_secs(5))).ok()?;
+    daemon.write_all(json!({ "vzdump": { "vmid": vmid.to_string() } }).to_string().as_bytes()).ok()?;
+    Some(daemon)
 }
 
 fn step(why: impl Into<String>) -> ExecuteError {

@@ -101,12 +101,17 @@ impl Seat {
         Ok(left)
     }
 
-    /// Puts firewall rules in their place.
+    /// Puts firewall rules in their place. Returns what was noted for that.
     ///
     /// # Errors
     /// When they could not be noted or written.
-    pub(super) fn rules(self, rules: Option<&[u8]>, record: &mut Record, host: &Host) -> Result<(), ExecuteError> {
-        let Some(rules) = rules else { return Ok(()) };
+    pub(super) fn rules(
+        self,
+        rules: Option<&[u8]>,
+        record: &mut Record,
+        host: &Host,
+    ) -> Result<Option<Intent>, ExecuteError> {
+        let Some(rules) = rules else { return Ok(None) };
         let shown = conffile::firewall_path(self.vmid);
         let path = host.path(&shown);
         let intent = if self.overwrite {
@@ -123,21 +128,34 @@ impl Seat {
         path.parent()
             .map_or(Ok(()), std::fs::create_dir_all)
             .and_then(|()| files::replace(&path, rules))
-            .map_err(|e| ExecuteError::Step(format!("writing '{}' failed: {e}", shown.display())))
+            .map_err(|e| ExecuteError::Step(format!("writing '{}' failed: {e}", shown.display())))?;
+        Ok(Some(intent))
     }
 
-    /// Puts the config of a guest in its place that is to run before it is complete. Our lock stays in it.
+    /// Puts the config of a guest in its place that is to run before it is complete. Our lock stays in it. Returns what was
+    /// noted for that.
     ///
     /// # Errors
     /// As [`Seat::commit`].
-    pub(super) fn go_live(self, config: &[u8], record: &mut Record, host: &Host) -> Result<(), ExecuteError> {
+    pub(super) fn go_live(self, config: &[u8], record: &mut Record, host: &Host) -> Result<Intent, ExecuteError> {
         let mut old = None;
         if self.overwrite {
             let text = conffile::read(host, self.vmid).map_err(|source| self.config_error(source))?;
             old = text.map(|text| conffile::with_lock(&text, None));
         }
-        record.note(&Intent::LiveGuest { old })?;
-        self.replace_locked(host, |_| conffile::with_lock(config, Some(LOCK)))
+        let live = Intent::LiveGuest { old };
+        record.note(&live)?;
+        self.replace_locked(host, |_| conffile::with_lock(config, Some(LOCK)))?;
+        Ok(live)
+    }
+
+    /// From now on the guest that was put in its place is complete: it stays whatever happens, and only our lock has to go.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub(super) fn arrived(live: &Intent, rules: Option<&Intent>, record: &mut Record) -> Result<(), ExecuteError> {
+        record.note(&Intent::ConfigLock { lock: LOCK.into() })?;
+        Ok(record.all_done(rules.into_iter().chain([live]))?)
     }
 
     /// Replaces the config, in which our lock has to be.

@@ -327,3 +327,23 @@ fn a_guest_restored_while_it_ran_goes_before_its_volumes_or_stays_with_them() {
     assert!(report.failed.is_empty(), "{report:?}");
     assert_eq!(*actions.calls.lock().unwrap(), ["free local:100/vm-100-disk-0.raw"]);
 }
+
+#[test]
+fn a_guest_that_is_complete_only_loses_its_lock() {
+    let node = Node::new();
+    let live = "lock: create\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n";
+    node.config(100, live);
+    let Opened::Fresh(mut record) = Record::open(&node.host, 100, "qmrestore").unwrap() else { panic!() };
+    let guest = Intent::LiveGuest { old: None };
+    let volume = Intent::Volume { volid: "local:100/vm-100-disk-1.raw".into(), in_qemu: false };
+    for intent in [&Intent::NewConfig, &volume, &guest, &Intent::ConfigLock { lock: "create".into() }] {
+        record.note(intent).unwrap();
+    }
+    record.all_done([&guest].into_iter()).unwrap();
+    drop(record);
+    let actions = Double::default();
+    let report = recover(&node.host, &mut node.reopen().unwrap(), &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty() && actions.calls.lock().unwrap().is_empty(), "{report:?}");
+    let config = conffile::read(&node.host, 100).unwrap().unwrap();
+    assert_eq!(String::from_utf8(config).unwrap(), live.replace("lock: create\n", ""));
+}
