@@ -6,6 +6,7 @@ mod convert;
 mod guard;
 mod jobs;
 mod list;
+mod live;
 mod look;
 mod map;
 mod mount;
