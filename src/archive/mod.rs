@@ -9,6 +9,7 @@ mod cache;
 pub mod frame;
 mod input;
 mod packed;
+pub mod seek;
 mod source;
 pub mod tar;
 pub mod vma;
