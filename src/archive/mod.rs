@@ -6,7 +6,10 @@
 
 mod bytes;
 mod cache;
+mod disks;
 pub mod frame;
+mod framed;
+mod holds;
 mod input;
 mod packed;
 pub mod seek;
@@ -15,6 +18,8 @@ pub mod tar;
 pub mod vma;
 
 pub(crate) use bytes::Bytes;
+pub use disks::VmaArchive;
+pub use holds::{Holds, holds};
 pub(crate) use input::{PolledRead, verdict};
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{Indexed, Input};

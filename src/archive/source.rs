@@ -15,7 +15,7 @@ use super::vma::{Header, Reader, VmaError};
 use crate::host::{Cancel, Host};
 
 /// The first bytes of VMA.
-const VMA_MAGIC: &[u8] = b"VMA\0";
+pub(super) const VMA_MAGIC: &[u8] = b"VMA\0";
 
 /// What is noted about an archive with an index that is not its own.
 pub(super) const FOREIGN_INDEX: &str = "the index at the end of the archive belongs to another one; reading without it";
@@ -58,6 +58,20 @@ pub enum ArchiveCause {
         #[source]
         source: io::Error,
     },
+    /// The index of frames does not have every cluster once.
+    #[error("the index of frames has cluster {cluster} of disk number {device} not once")]
+    Coverage {
+        /// Number of the disk.
+        device: usize,
+        /// The first cluster that is missing or there twice.
+        cluster: u64,
+    },
+    /// An extent is not what it was when the archive was opened.
+    #[error("the extent at byte {offset} of the VMA stream has changed since the archive was opened")]
+    Changed {
+        /// Where, counted in uncompressed bytes.
+        offset: u64,
+    },
     /// A frame is damaged.
     #[error("frame {frame} at byte {offset} of the file is damaged or cannot be read: {source}")]
     Frame {
@@ -95,6 +109,28 @@ pub(crate) struct Indexed {
 }
 
 impl Indexed {
+    /// The frames of a file of `len` bytes and the VMA header in the first of them, if it has an index that can be used; also
+    /// why one that is there cannot be.
+    pub(super) fn find(
+        file: &File,
+        method: Method,
+        len: u64,
+    ) -> Result<(Option<(Header, Self)>, Option<String>), ArchiveCause> {
+        let Some(container) = method.container() else { return Ok((None, None)) };
+        match Index::find(container, len, &mut |buf, offset| file.read_exact_at(buf, offset)) {
+            Ok(Some(index)) => {
+                let indexed = Self { file: file.try_clone().map_err(ArchiveCause::Open)?, container, index };
+                let header = indexed.header()?;
+                Ok(match header.uuid == indexed.index.uuid {
+                    true => (Some((header, indexed)), None),
+                    false => (None, Some(FOREIGN_INDEX.into())),
+                })
+            }
+            Ok(None) => Ok((None, None)),
+            Err(e) => Ok((None, Some(format!("{e}; reading without it")))),
+        }
+    }
+
     /// Reads `frame`, which lies at `offset` of the file, into `packed` and decompresses it into `raw`.
     ///
     /// # Errors
@@ -107,10 +143,30 @@ impl Indexed {
         packed: &mut Vec<u8>,
         raw: &mut Vec<u8>,
     ) -> io::Result<()> {
+        self.read(frame, offset, packed)?;
+        unpacker.unpack(packed, frame.raw as usize, raw)
+    }
+
+    /// Reads `frame`, which lies at `offset` of the file, into `packed`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or its checksum does not match.
+    pub(crate) fn read(&self, frame: Frame, offset: u64, packed: &mut Vec<u8>) -> io::Result<()> {
         packed.resize(frame.packed as usize, 0);
         self.file.read_exact_at(packed, offset)?;
-        frame.check(packed)?;
-        unpacker.unpack(packed, frame.raw as usize, raw)
+        frame.check(packed)
+    }
+
+    /// Whether the index lies in the file to the letter, with all that surrounds it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn index_is_intact(&self) -> io::Result<bool> {
+        let wanted = self.index.encode(self.container);
+        let frames: u64 = self.index.iter().map(|frame| u64::from(frame.packed)).sum();
+        let mut found = vec![0; wanted.len()];
+        self.file.read_exact_at(&mut found, frames)?;
+        Ok(found == wanted)
     }
 
     /// The VMA header, which is the first frame and nothing else.
@@ -177,20 +233,9 @@ impl Source {
         let mut start = [0; 16];
         let got = file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?;
         let method = recognise(&start[..got])?;
-        let mut note = None;
-        if let Some(container) = method.container() {
-            match Index::find(container, meta.len(), &mut |buf, offset| file.read_exact_at(buf, offset)) {
-                Ok(Some(index)) => {
-                    let indexed = Indexed { file: file.try_clone().map_err(ArchiveCause::Open)?, container, index };
-                    let header = indexed.header()?;
-                    if header.uuid == indexed.index.uuid {
-                        return Ok(Self { name, header, input: Input::Indexed(indexed), stop, note });
-                    }
-                    note = Some(FOREIGN_INDEX.into());
-                }
-                Ok(None) => {}
-                Err(e) => note = Some(format!("{e}; reading without it")),
-            }
+        let (indexed, note) = Indexed::find(&file, method, meta.len())?;
+        if let Some((header, indexed)) = indexed {
+            return Ok(Self { name, header, input: Input::Indexed(indexed), stop, note });
         }
         let vma = method.unpack(host, Packed::File(file), cancel, &stop).map_err(ArchiveCause::Open)?;
         Self::of_vma(name, vma, stop, note)
@@ -245,7 +290,7 @@ impl Source {
     }
 }
 
-fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
+pub(super) fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
     match Method::recognise(start) {
         Some(method @ (Method::Zstd | Method::Gzip | Method::Lzop)) => Ok(method),
         None if start.starts_with(VMA_MAGIC) => Ok(Method::Plain),

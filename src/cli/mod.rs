@@ -3,13 +3,17 @@
 mod complete;
 mod guard;
 mod jobs;
+mod list;
 mod look;
 mod native;
 mod pct;
 mod probe;
 mod qmrestore;
 mod restoring;
+mod shelf;
+mod show;
 mod unlock;
+mod verify;
 mod vzdump;
 
 use std::ffi::OsString;

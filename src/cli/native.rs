@@ -32,11 +32,20 @@ struct Native {
 enum Verb {
     /// Backup jobs of jobs.cfg: list and show them, when they run next, run them
     Jobs(super::jobs::Jobs),
+    /// List archives: guests, times, sizes, formats, notes, protection, what verification came to
+    List(super::list::List),
+    /// Show what is in an archive: configuration, disks, how much of them is data, how it can be read
+    Show(super::show::Show),
+    /// Read archives to the last byte and say exactly what is damaged
+    ///
+    /// Archives of vzkeep have a checksum for every byte. Those of others are held against what they have: the checksums of their
+    /// compression, and their structure. The exit code is 1 when an archive is damaged, 255 when one cannot be judged.
+    Verify(super::verify::Verify),
     /// List what a directory in the archive of a container holds: kind, size and name
     ///
     /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
     /// through. Kinds are those of 'ls -l', and h for a hard link.
-    List {
+    Ls {
         /// The archive, a path or a volume such as local:backup/<name>: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
         archive: PathBuf,
         /// The directory in it, such as etc/network; the top one without
@@ -48,7 +57,7 @@ enum Verb {
     },
     /// Write the content of one file in the archive of a container to standard output
     ///
-    /// Reads what 'vzkeep list' reads, and then only the part of the archive the file is in. Holes become zeros.
+    /// Reads what 'vzkeep ls' reads, and then only the part of the archive the file is in. Holes become zeros.
     Cat {
         /// The archive, a path or a volume
         archive: PathBuf,
@@ -127,7 +136,10 @@ pub fn run(args: &[OsString]) -> ExitCode {
         }
     };
     match native.verb {
-        Verb::List { archive, directory, null } => return super::look::list(&archive, &directory, null),
+        Verb::List(list) => return super::list::run(&list),
+        Verb::Show(show) => return super::show::run(&show),
+        Verb::Verify(verify) => return super::verify::run(&verify),
+        Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),

@@ -124,7 +124,7 @@ pub trait Target: Send + Sync {
 }
 
 /// The error for a range that is not inside an image of `size` bytes; `Ok` when it is.
-fn check_range(image: &str, op: &'static str, size: u64, range: &Range<u64>) -> Result<(), ImageError> {
+pub(crate) fn check_range(image: &str, op: &'static str, size: u64, range: &Range<u64>) -> Result<(), ImageError> {
     if range.start <= range.end && range.end <= size {
         return Ok(());
     }
@@ -144,7 +144,7 @@ fn scan(bytes: &[u8], base: u64, block: usize) -> Vec<Extent> {
 }
 
 /// Appends an extent, merged with the last one when both are of a kind.
-fn push(extents: &mut Vec<Extent>, next: Extent) {
+pub(crate) fn push(extents: &mut Vec<Extent>, next: Extent) {
     match extents.last_mut() {
         Some(last) if last.kind == next.kind => last.len += next.len,
         _ => extents.push(next),

@@ -7,6 +7,7 @@ mod names;
 pub mod pbs;
 pub mod probe;
 mod prune;
+mod verdicts;
 mod volid;
 mod volume;
 
@@ -15,6 +16,7 @@ pub use mounts::mount_of;
 pub use names::{ArchiveInfo, ArchiveName, GuestKind};
 pub use probe::Question;
 pub use prune::{Backup, Mark, plan_prune};
+pub use verdicts::{VERDICTS, Verdict, changed, record, verdicts};
 pub use volid::{ContentPath, VolId, VolIdError};
 pub use volume::{VolumeError, Volumes};
 

@@ -19,6 +19,7 @@ mod tar_tests;
 mod tar_unpack;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup};
 pub use draft::{Draft, DraftError};
@@ -28,3 +29,4 @@ pub use restore::{RestoreProgress, RestoreSummary, restore};
 pub(crate) use tar_pack::widen_pipe;
 pub use tar_pack::{TarFrom, TarPack, TarProgress, TarSummary, pack_tar};
 pub use tar_unpack::unpack_tar;
+pub use verify::{Checked, Verified, VerifyProgress, verify};

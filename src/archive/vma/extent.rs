@@ -170,6 +170,19 @@ impl ExtentHead {
         EXTENT_HEADER + self.blocks * BLOCK
     }
 
+    /// The blocks of a cluster of the extent: which are stored, and where the first one lies, in bytes from the extent's start.
+    /// `None` when the cluster is not in it.
+    pub fn find(&self, device: u8, number: u32) -> Option<(u16, usize)> {
+        let mut at = EXTENT_HEADER;
+        for piece in &self.pieces {
+            if piece.device == device && piece.number == number {
+                return Some((piece.mask, at));
+            }
+            at += piece.mask.count_ones() as usize * BLOCK;
+        }
+        None
+    }
+
     /// Whether the extent holds no cluster at all.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()

@@ -6,6 +6,7 @@
 
 mod extent;
 mod header;
+mod map;
 mod reader;
 mod seen;
 #[cfg(test)]
@@ -13,6 +14,7 @@ pub(crate) mod tests;
 
 pub use extent::{Cluster, Encoded, ExtentHead, Piece, encode_extent, encode_zero_extent};
 pub use header::Header;
+pub(crate) use map::{ClusterMap, Place, Scanner};
 pub use reader::{Checker, Reader};
 
 /// Bytes of a cluster, the unit in which disks are cut.
@@ -145,6 +147,14 @@ pub enum Damage {
     /// Ends in the middle of something.
     #[error("the archive ends in the middle of {0}")]
     Truncated(&'static str),
+    /// A frame's extents and the index of frames disagree.
+    #[error("cluster {cluster} of disk number {device} is not where the index of frames has it")]
+    Index {
+        /// Number of the disk.
+        device: u8,
+        /// The cluster that is missing, or is where it should not be.
+        cluster: u32,
+    },
     /// More is incomplete at a time than is kept track of.
     #[error("the clusters are scattered over more than 32 TiB of incomplete disk areas")]
     TooScattered,

@@ -1,0 +1,213 @@
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::archive::Compression;
+use crate::archive::vma::Scanner;
+use crate::image::MemImage;
+use crate::testdata::golden;
+use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, backup};
+
+/// A disk whose clusters hold what `kinds` says: nothing, full of data, or data here and there. The last one is cut.
+fn disk(kinds: &[u8], tail: usize) -> Vec<u8> {
+    let mut bytes = vec![0; (kinds.len().max(1) - 1) * CLUSTER + tail];
+    for (i, kind) in kinds.iter().enumerate() {
+        let end = bytes.len().min((i + 1) * CLUSTER);
+        let cluster = &mut bytes[i * CLUSTER..end];
+        for (at, byte) in cluster.iter_mut().enumerate() {
+            let filled = match kind % 3 {
+                0 => false,
+                1 => true,
+                _ => (at / BLOCK + usize::from(*kind)).is_multiple_of(3),
+            };
+            if filled {
+                *byte = (at / 7 + i * 13) as u8 | 1;
+            }
+        }
+    }
+    bytes
+}
+
+fn archive(disks: &[Vec<u8>], compression: Compression) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.vma");
+    let disk = |(i, bytes): (usize, &Vec<u8>)| {
+        let name = format!("drive-scsi{i}");
+        let image: Arc<dyn Image> = Arc::new(MemImage::sparse(&name, bytes.clone()));
+        BackupDisk { name, image }
+    };
+    let job = Backup {
+        disks: disks.iter().enumerate().map(disk).collect(),
+        configs: vec![("qemu-server.conf".into(), b"cores: 1\n".to_vec())],
+        compression,
+        uuid: [3; 16],
+        ctime: 1_795_341_418,
+        bwlimit: None,
+        max_workers: 4,
+        memory: DEFAULT_MEMORY,
+        host: Host::with_root("/".into()),
+    };
+    let mut out = Vec::new();
+    let output = Output::Writer(Box::new(&mut out), "memory".into());
+    backup(&job, output, &mut |_| {}, &Cancel::new()).unwrap();
+    std::fs::write(&path, &out).unwrap();
+    (dir, path)
+}
+
+fn open(path: &Path) -> Result<Arc<VmaArchive>, ArchiveError> {
+    VmaArchive::open(&Host::with_root("/".into()), path, &Cancel::new())
+}
+
+fn whole(image: &dyn Image) -> Vec<u8> {
+    let mut bytes = vec![0; image.size() as usize];
+    image.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// Extents cover the disk, and what they call zero is.
+fn check_extents(image: &dyn Image, plain: &[u8], range: Range<u64>) {
+    let mut at = range.start;
+    for extent in image.extents(range.clone()).unwrap() {
+        assert_eq!(extent.offset, at);
+        at += extent.len;
+        let bytes = &plain[extent.offset as usize..at as usize];
+        assert!(extent.kind == ExtentKind::Data || bytes.iter().all(|b| *b == 0));
+    }
+    assert_eq!(at, range.end);
+}
+
+const COMPRESSIONS: [Compression; 3] =
+    [Compression::None, Compression::Zstd { threads: 2 }, Compression::Gzip { threads: 1 }];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn random_reads_are_those_of_a_plain_file(
+        kinds in proptest::collection::vec(any::<u8>(), 1..150),
+        holes in 0..200usize,
+        tail in 1..=CLUSTER,
+        reads in proptest::collection::vec((any::<prop::sample::Index>(), 0..300_000usize), 20),
+        which in 0..COMPRESSIONS.len(),
+    ) {
+        let kinds: Vec<u8> = [kinds.as_slice(), &vec![0; holes], &[1]].concat();
+        let disks = [disk(&kinds, tail), disk(&[2, 1], 5000)];
+        let (_dir, path) = archive(&disks, COMPRESSIONS[which]);
+        let archive = open(&path).unwrap();
+        for (image, plain) in archive.disks().iter().zip(&disks) {
+            prop_assert!(whole(image.as_ref()) == *plain);
+            check_extents(image.as_ref(), plain, 0..plain.len() as u64);
+            for (index, len) in &reads {
+                let offset = index.index(plain.len());
+                let end = plain.len().min(offset + len);
+                let mut buf = vec![7; end - offset];
+                image.read_at(&mut buf, offset as u64).unwrap();
+                prop_assert!(buf == plain[offset..end]);
+                check_extents(image.as_ref(), plain, offset as u64..end as u64);
+            }
+        }
+    }
+}
+
+#[test]
+fn disks_have_two_names_and_ends() {
+    let plain = disk(&[1, 0, 2], 100);
+    let (_dir, path) = archive(std::slice::from_ref(&plain), COMPRESSIONS[1]);
+    let archive = open(&path).unwrap();
+    assert_eq!(archive.header().configs.len(), 1);
+    assert!(archive.disk("drive-scsi1").is_none() && archive.disk("drive-scsi0").is_some());
+    let image = archive.disk("scsi0").unwrap();
+    assert_eq!((image.name(), image.size()), ("drive-scsi0", plain.len() as u64));
+    assert!(image.read_at(&mut [0; 2], plain.len() as u64 - 1).is_err());
+    assert!(image.extents(0..plain.len() as u64 + 1).is_err());
+    assert!(image.extents(3..3).unwrap().is_empty());
+}
+
+#[test]
+fn many_readers_go_side_by_side() {
+    let plain = disk(&[1; 400], CLUSTER);
+    let (_dir, path) = archive(std::slice::from_ref(&plain), COMPRESSIONS[1]);
+    let image = open(&path).unwrap().disk("scsi0").unwrap();
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            let (image, plain) = (&image, &plain);
+            scope.spawn(move || {
+                let mut buf = vec![0; 100_000];
+                for offset in (reader * 10_000..plain.len() - buf.len()).step_by(999_983) {
+                    image.read_at(&mut buf, offset as u64).unwrap();
+                    assert!(buf == plain[offset..offset + buf.len()]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn archives_of_the_stock_program_open() {
+    let Some(golden) = golden() else { return };
+    let archive = open(&golden.join("archives/two-disks.vma")).unwrap();
+    let sums: Vec<String> = archive
+        .disks()
+        .iter()
+        .map(|image| Sha256::digest(whole(image.as_ref())).iter().map(|b| format!("{b:02x}")).collect())
+        .collect();
+    assert_eq!(
+        sums,
+        [
+            "8d7d0efb80f98dd454e19ace30725c3bdf3d4ce0589e4bb6157d3c8382516f66",
+            "c739be9e6b9a3864f7ab8bda6cf818b8a8ecfaa58c994e4de42f529a77c1a68b"
+        ]
+    );
+    assert!(open(&golden.join("archives/diskless.vma")).unwrap().disks().is_empty());
+}
+
+#[test]
+fn a_stream_in_any_pieces_makes_the_same_map() {
+    let disks = [disk(&[1, 0, 2, 0, 0, 1, 2, 2], 70), disk(&[0; 300], 1)];
+    let (_dir, path) = archive(&disks, Compression::None);
+    let bytes = std::fs::read(&path).unwrap();
+    let plain = PlainBytes::new(File::open(&path).unwrap()).unwrap();
+    let (header, map) = ClusterMap::scan(&plain).unwrap();
+    for size in [1, 7, 511, 4096, 100_000, bytes.len()] {
+        let mut scanner = Scanner::new();
+        bytes.chunks(size).for_each(|piece| scanner.feed(piece).unwrap());
+        assert!(scanner.finish().unwrap() == (header.clone(), map.clone()), "{size}");
+    }
+    for cut in [0, 50, 12_000, bytes.len() - 1, bytes.len() - 600] {
+        let mut scanner = Scanner::new();
+        scanner.feed(&bytes[..cut]).unwrap();
+        let said = scanner.finish().unwrap_err().to_string();
+        assert!(said.contains("ends in the middle") || said.contains("incomplete"), "{cut}: {said}");
+    }
+    let encoded = map.encode();
+    assert!(ClusterMap::decode(&header, &encoded).as_ref() == Some(&map));
+    for cut in 0..encoded.len() {
+        assert!(ClusterMap::decode(&header, &encoded[..cut]).is_none());
+    }
+    let mut other = header.clone();
+    other.devices[0].size += CLUSTER as u64;
+    assert!(ClusterMap::decode(&other, &encoded).is_none());
+}
+
+#[test]
+fn damage_is_an_error_of_the_reader_with_disk_and_place() {
+    let plain = disk(&[1; 200], CLUSTER);
+    let (_dir, path) = archive(std::slice::from_ref(&plain), COMPRESSIONS[1]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let indexed = Indexed::find(&File::open(&path).unwrap(), Method::Zstd, bytes.len() as u64).unwrap().0.unwrap().1;
+    let second = indexed.index.frame(0).unwrap().packed + indexed.index.frame(1).unwrap().packed;
+    bytes[second as usize + 100] ^= 4;
+    std::fs::write(&path, &bytes).unwrap();
+    let image = open(&path).unwrap().disk("scsi0").unwrap();
+    let mut buf = [0; 10];
+    image.read_at(&mut buf, 0).unwrap();
+    let bad = 59 * CLUSTER as u64 + 5;
+    let said = image.read_at(&mut buf, bad).unwrap_err().to_string();
+    let wanted = format!(
+        "drive-scsi0: read of 10 bytes at offset {bad} failed: frame 2 at byte {second} of the file is damaged or cannot be \
+         read: its checksum does not match"
+    );
+    assert_eq!(said, wanted);
+    image.read_at(&mut buf, 2 * 59 * CLUSTER as u64).unwrap();
+}

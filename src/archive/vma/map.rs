@@ -1,0 +1,306 @@
+//! Where the clusters of an archive lie in its VMA stream: made from the extents' headers alone, whatever their order.
+//!
+//! Neighbouring clusters in one extent are one run of 12 bytes, and so are neighbouring ones that are zero, through all
+//! extents: an archive the stock programs made takes about 5 bytes for each MiB of data.
+
+use super::reader::Checker;
+use super::{BLOCK, CLUSTER, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_HEADER, VmaError, array, be32};
+use crate::archive::Bytes;
+
+/// Runs that are kept track of at most, 192 MiB: an archive of a scattered 8 TiB disk has as many.
+const MAX_RUNS: usize = 16 << 20;
+/// In the place of the extent's number: the clusters are zero.
+const ZERO: u32 = u32::MAX;
+
+/// Where a cluster lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nowhere: it is all zeros.
+    Zero,
+    /// In the extent whose header lies at this byte of the stream.
+    Extent(u64),
+}
+
+/// Clusters `first` to `first + count` of a disk, all in one extent or all zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    first: u32,
+    count: u32,
+    extent: u32,
+}
+
+impl Run {
+    /// The cluster behind the last one.
+    fn end(&self) -> u64 {
+        u64::from(self.first) + u64::from(self.count)
+    }
+}
+
+/// The places of all clusters of all disks; each has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ClusterMap {
+    /// By number of the disk; sorted, without gaps.
+    disks: Vec<Vec<Run>>,
+    extents: Vec<u64>,
+}
+
+impl ClusterMap {
+    /// Goes through the extents' headers of a stream that can be read anywhere.
+    ///
+    /// # Errors
+    /// When it is damaged, incomplete, or cannot be read.
+    pub(crate) fn scan(bytes: &dyn Bytes) -> Result<(Header, Self), VmaError> {
+        let (header, mut offset) = Header::read(&mut From { bytes, offset: 0 })?;
+        let mut builder = Builder::new(&header);
+        while offset < bytes.len() {
+            let mut head = [0; EXTENT_HEADER];
+            let left = usize::try_from(bytes.len() - offset).unwrap_or(usize::MAX);
+            let there = left.min(EXTENT_HEADER);
+            bytes.read_at(&mut head[..there], offset).map_err(|source| VmaError::Read { offset, source })?;
+            if there < EXTENT_HEADER {
+                return Err(truncated(bytes.len(), "an extent's header"));
+            }
+            let head = ExtentHead::parse(&head, &header.uuid, offset)?;
+            builder.extent(offset, &head)?;
+            offset += head.len() as u64;
+            if offset > bytes.len() {
+                return Err(truncated(bytes.len(), "an extent's data"));
+            }
+        }
+        let map = builder.finish(offset)?;
+        Ok((header, map))
+    }
+
+    /// Where the cluster lies.
+    pub(crate) fn place(&self, device: u8, cluster: u32) -> Option<Place> {
+        let runs = &self.disks[usize::from(device)];
+        let run = runs.get(runs.partition_point(|run| run.end() <= u64::from(cluster)))?;
+        match run.extent {
+            _ if cluster < run.first => None,
+            ZERO => Some(Place::Zero),
+            extent => self.extents.get(extent as usize).copied().map(Place::Extent),
+        }
+    }
+
+    /// The runs of clusters from `first` to `end`: number of the first one behind it, and whether they are zero.
+    pub(crate) fn runs(&self, device: u8, first: u64, end: u64) -> impl Iterator<Item = (u64, bool)> + '_ {
+        let runs = &self.disks[usize::from(device)];
+        let from = runs.partition_point(move |run| run.end() <= first);
+        let within = runs[from..].iter().take_while(move |run| u64::from(run.first) < end);
+        within.map(move |run| (run.end().min(end), run.extent == ZERO))
+    }
+
+    /// For an index file: count of extents u64, their offsets u64; count of disks u32, for each its number u32, count of runs
+    /// u64, runs of three u32. Little endian.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = (self.extents.len() as u64).to_le_bytes().to_vec();
+        self.extents.iter().for_each(|offset| out.extend_from_slice(&offset.to_le_bytes()));
+        let disks: Vec<_> = self.disks.iter().enumerate().filter(|(_, runs)| !runs.is_empty()).collect();
+        out.extend_from_slice(&(disks.len() as u32).to_le_bytes());
+        for (number, runs) in disks {
+            out.extend_from_slice(&(number as u32).to_le_bytes());
+            out.extend_from_slice(&(runs.len() as u64).to_le_bytes());
+            for run in runs {
+                [run.first, run.count, run.extent].iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+            }
+        }
+        out
+    }
+
+    /// What [`ClusterMap::encode`] made for an archive with this header; `None` when it is anything else.
+    pub(crate) fn decode(header: &Header, mut bytes: &[u8]) -> Option<Self> {
+        let count = usize::try_from(take64(&mut bytes)?).ok()?;
+        let (offsets, mut bytes) = bytes.split_at_checked(count.checked_mul(8)?)?;
+        let extents = offsets.as_chunks().0.iter().map(|offset| u64::from_le_bytes(*offset)).collect();
+        let mut disks = vec![Vec::new(); 256];
+        for _ in 0..take32(&mut bytes)? {
+            let number = u8::try_from(take32(&mut bytes)?).ok()?;
+            let runs = usize::try_from(take64(&mut bytes)?).ok()?;
+            let (runs, rest) = bytes.split_at_checked(runs.checked_mul(12)?)?;
+            bytes = rest;
+            let run = |v: &[u8; 12]| Run { first: le32(v, 0), count: le32(v, 4), extent: le32(v, 8) };
+            disks[usize::from(number)] = runs.as_chunks().0.iter().map(run).collect();
+        }
+        let map = Self { disks, extents };
+        (bytes.is_empty() && map.fits(header)).then_some(map)
+    }
+
+    /// Whether every cluster of every disk has a place, and no other.
+    fn fits(&self, header: &Header) -> bool {
+        self.disks.iter().enumerate().all(|(number, runs)| {
+            let mut end = 0;
+            let good = runs.iter().all(|run| {
+                let follows = u64::from(run.first) == end && run.count > 0;
+                end = run.end();
+                follows && (run.extent == ZERO || (run.extent as usize) < self.extents.len())
+            });
+            let device = u8::try_from(number).ok().and_then(|id| header.device(id));
+            good && end == device.map_or(0, super::Device::clusters)
+        })
+    }
+}
+
+/// Takes the extents as they come.
+struct Builder {
+    checker: Checker,
+    map: ClusterMap,
+    runs: usize,
+}
+
+impl Builder {
+    fn new(header: &Header) -> Self {
+        let map = ClusterMap { disks: vec![Vec::new(); 256], extents: Vec::new() };
+        Self { checker: Checker::new(header), map, runs: 0 }
+    }
+
+    fn extent(&mut self, offset: u64, head: &ExtentHead) -> Result<(), VmaError> {
+        self.checker.extent(head, offset)?;
+        let scattered = || VmaError::Damaged { offset, damage: Damage::TooScattered };
+        let number = u32::try_from(self.map.extents.len()).ok().filter(|n| *n != ZERO).ok_or_else(scattered)?;
+        if head.blocks > 0 {
+            self.map.extents.push(offset);
+        }
+        for piece in &head.pieces {
+            let extent = if piece.mask == 0 { ZERO } else { number };
+            let runs = &mut self.map.disks[usize::from(piece.device)];
+            match runs.last_mut() {
+                Some(last) if last.extent == extent && last.end() == u64::from(piece.number) => last.count += 1,
+                _ => {
+                    runs.push(Run { first: piece.number, count: 1, extent });
+                    self.runs += 1;
+                }
+            }
+        }
+        if self.runs > MAX_RUNS { Err(scattered()) } else { Ok(()) }
+    }
+
+    fn finish(mut self, offset: u64) -> Result<ClusterMap, VmaError> {
+        self.checker.finish(offset)?;
+        for runs in &mut self.map.disks {
+            runs.sort_unstable_by_key(|run| run.first);
+            runs.shrink_to_fit();
+        }
+        Ok(self.map)
+    }
+}
+
+/// Makes the map from a stream that is pushed through, for archives that have to be decompressed from start to end.
+pub(crate) struct Scanner {
+    /// What is not complete yet: the archive's header or an extent's.
+    pending: Vec<u8>,
+    /// Where `pending` lies in the stream.
+    offset: u64,
+    /// Bytes of blocks still to come.
+    skip: u64,
+    found: Option<(Header, Builder)>,
+}
+
+impl Scanner {
+    pub(crate) fn new() -> Self {
+        Self { pending: Vec::new(), offset: 0, skip: 0, found: None }
+    }
+
+    /// Takes the next bytes of the stream.
+    ///
+    /// # Errors
+    /// When they are not those of an archive.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), VmaError> {
+        loop {
+            let skipped = bytes.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+            self.skip -= skipped as u64;
+            self.offset += skipped as u64;
+            bytes = &bytes[skipped..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let wanted = self.wanted();
+            let taken = bytes.len().min(wanted.saturating_sub(self.pending.len()));
+            self.pending.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if self.pending.len() < wanted || self.wanted() > wanted {
+                continue;
+            }
+            match &mut self.found {
+                None => {
+                    let (header, len) = Header::read(&mut self.pending.as_slice())?;
+                    let builder = Builder::new(&header);
+                    self.found = Some((header, builder));
+                    self.offset += len;
+                }
+                Some((header, builder)) => {
+                    let head = ExtentHead::parse(&array(&self.pending, 0), &header.uuid, self.offset)?;
+                    builder.extent(self.offset, &head)?;
+                    self.offset += EXTENT_HEADER as u64;
+                    self.skip = (head.blocks * BLOCK) as u64;
+                }
+            }
+            self.pending.clear();
+        }
+    }
+
+    /// Bytes that `pending` has to have before something can be made of it.
+    fn wanted(&self) -> usize {
+        match (&self.found, self.pending.len()) {
+            (Some(_), _) => EXTENT_HEADER,
+            (None, 0..60) => 60,
+            // An impossible size is told by whoever parses it.
+            (None, _) => (be32(&self.pending, 56) as usize).clamp(60, MAX_HEADER),
+        }
+    }
+
+    /// The stream has ended.
+    ///
+    /// # Errors
+    /// When it ended too early, or clusters are missing.
+    pub(crate) fn finish(self) -> Result<(Header, ClusterMap), VmaError> {
+        let end = self.offset + self.pending.len() as u64;
+        let Some((header, builder)) = self.found else {
+            Header::read(&mut self.pending.as_slice())?;
+            return Err(truncated(end, "the header"));
+        };
+        if self.skip > 0 {
+            return Err(truncated(end, "an extent's data"));
+        }
+        if !self.pending.is_empty() {
+            return Err(truncated(end, "an extent's header"));
+        }
+        let map = builder.finish(end)?;
+        Ok((header, map))
+    }
+}
+
+/// Reads a stream from a place on.
+struct From<'a> {
+    bytes: &'a dyn Bytes,
+    offset: u64,
+}
+
+impl std::io::Read for From<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let left = usize::try_from(self.bytes.len().saturating_sub(self.offset)).unwrap_or(usize::MAX);
+        let count = buf.len().min(left).min(CLUSTER);
+        self.bytes.read_at(&mut buf[..count], self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+fn truncated(offset: u64, what: &'static str) -> VmaError {
+    VmaError::Damaged { offset, damage: Damage::Truncated(what) }
+}
+
+fn take32(bytes: &mut &[u8]) -> Option<u32> {
+    let (value, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u32::from_le_bytes(*value))
+}
+
+fn take64(bytes: &mut &[u8]) -> Option<u64> {
+    let (value, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u64::from_le_bytes(*value))
+}
+
+fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array(bytes, at))
+}
