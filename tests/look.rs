@@ -1,4 +1,4 @@
-//! `vzkeep list` and `vzkeep cat`: the program as users call it, on archives with and without a table of members.
+//! `vzkeep ls` and `vzkeep cat`: the program as users call it, on archives with and without a table of members.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -44,7 +44,7 @@ fn looking_into_an_archive() {
     let foreign = dir.path().join("vzdump-openvz-200.tgz");
     fs::write(&foreign, Command::new("gzip").arg("-c").arg(&plain).output().unwrap().stdout).unwrap();
     for archive in [&with, &plain, &foreign] {
-        let listed = vzkeep(&["list"], archive, &["etc"]);
+        let listed = vzkeep(&["ls"], archive, &["etc"]);
         let text = String::from_utf8(listed.stdout).unwrap();
         let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
         assert_eq!(
@@ -52,9 +52,9 @@ fn looking_into_an_archive() {
             [["-", "3", "hostname"], ["l", "0", "link"], ["d", "0", "network"], ["-", "0", "odd\\nname"]]
         );
         assert!(listed.status.success() && listed.stderr.is_empty());
-        let raw = vzkeep(&["list", "-0"], archive, &["./etc/"]);
+        let raw = vzkeep(&["ls", "-0"], archive, &["./etc/"]);
         assert_eq!(raw.stdout, b"hostname\0link\0network\0odd\nname\0");
-        assert_eq!(vzkeep(&["list"], archive, &[]).stdout, b"d              0 etc\n");
+        assert_eq!(vzkeep(&["ls"], archive, &[]).stdout, b"d              0 etc\n");
         assert_eq!(vzkeep(&["cat"], archive, &["etc/hostname"]).stdout, b"ct\n");
         let missing = vzkeep(&["cat"], archive, &["etc/none"]);
         let said = format!("archive '{}' has no 'etc/none'\n", archive.display());
@@ -77,13 +77,13 @@ fn only_what_is_needed_is_read() {
     pack(&tree, &archive, Compression::Zstd { threads: 2 });
     // Where something is destroyed that is not read, it is not missed.
     let good = fs::read(&archive).unwrap();
-    let whole = vzkeep(&["list"], &archive, &["a"]).stdout;
+    let whole = vzkeep(&["ls"], &archive, &["a"]).stdout;
     let mut failed = 0;
     for from in (1 << 20..20 << 20).step_by(4 << 20) {
         let mut broken = good.clone();
         (from..from + (1 << 20)).step_by(4096).for_each(|at| broken[at] ^= 0xff);
         fs::write(&archive, &broken).unwrap();
-        assert!(vzkeep(&["list"], &archive, &["a"]).stdout == whole, "byte {from}");
+        assert!(vzkeep(&["ls"], &archive, &["a"]).stdout == whole, "byte {from}");
         let found = vzkeep(&["cat"], &archive, &["a/last"]);
         if found.status.success() {
             assert_eq!(found.stdout, b"found");
@@ -112,13 +112,13 @@ fn an_archive_may_be_a_volume_of_a_storage() {
     };
     let volid = format!("bk:backup/{name}");
     assert_eq!(run(&["cat", &volid, "etc/hostname"]).stdout, b"ct\n");
-    assert_eq!(run(&["list", "-0", &volid, "etc"]).stdout, b"hostname\0");
+    assert_eq!(run(&["ls", "-0", &volid, "etc"]).stdout, b"hostname\0");
     for (volid, said) in [
         ("bk:backup/none.tar", "volume 'bk:backup/none.tar' does not exist\n"),
         ("bk:backup/../x", "'bk:backup/../x' is no volume of storage 'bk'\n"),
         ("no:backup/x.tar", "storage 'no' does not exist\n"),
     ] {
-        let output = run(&["list", volid]);
+        let output = run(&["ls", volid]);
         assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(255), said));
     }
 }

@@ -346,6 +346,6 @@ fn pct_hands_other_words_on() {
     assert_eq!(text(&run(&["status", "201"], &path).stdout), "status: stopped\n");
     let said = text(&run(&["restore", "201"], &path).stderr);
     assert_eq!(said, "400 not enough arguments\npct restore <vmid> <ostemplate> [OPTIONS]\n");
-    let alone = run(&["list"], node.path("own").to_str().unwrap());
+    let alone = run(&["ls"], node.path("own").to_str().unwrap());
     assert!(text(&alone.stderr).starts_with("of pct only 'pct restore'") && alone.status.code() == Some(255));
 }

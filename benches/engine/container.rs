@@ -84,7 +84,7 @@ impl Container {
 
     pub fn list(&self, archive: &Path) -> Command {
         let mut command = Command::new(crate::lab::programs::vzkeep().unwrap());
-        command.arg("list").arg(archive).arg(self.directory());
+        command.arg("ls").arg(archive).arg(self.directory());
         command
     }
 }

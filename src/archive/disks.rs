@@ -97,6 +97,14 @@ impl VmaArchive {
         &self.header
     }
 
+    /// How its disks are read, in a few words.
+    pub fn access(&self) -> &'static str {
+        match &self.store {
+            Store::Framed(_) => "by its index of frames",
+            Store::Mapped(_) => "by a map of its clusters",
+        }
+    }
+
     /// Something worth a line in the log: why opening it took long.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()

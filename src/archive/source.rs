@@ -150,10 +150,30 @@ impl Indexed {
         packed: &mut Vec<u8>,
         raw: &mut Vec<u8>,
     ) -> io::Result<()> {
+        self.read(frame, offset, packed)?;
+        unpacker.unpack(packed, frame.raw as usize, raw)
+    }
+
+    /// Reads `frame`, which lies at `offset` of the file, into `packed`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or its checksum does not match.
+    pub(crate) fn read(&self, frame: Frame, offset: u64, packed: &mut Vec<u8>) -> io::Result<()> {
         packed.resize(frame.packed as usize, 0);
         self.file.read_exact_at(packed, offset)?;
-        frame.check(packed)?;
-        unpacker.unpack(packed, frame.raw as usize, raw)
+        frame.check(packed)
+    }
+
+    /// Whether the index lies in the file to the letter, with all that surrounds it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn index_is_intact(&self) -> io::Result<bool> {
+        let wanted = self.index.encode(self.container);
+        let frames: u64 = self.index.iter().map(|frame| u64::from(frame.packed)).sum();
+        let mut found = vec![0; wanted.len()];
+        self.file.read_exact_at(&mut found, frames)?;
+        Ok(found == wanted)
     }
 
     /// The VMA header, which is the first frame and nothing else.

@@ -1,4 +1,4 @@
-//! `vzkeep list` and `vzkeep cat`: what is in the archive of a container, without unpacking it.
+//! `vzkeep ls` and `vzkeep cat`: what is in the archive of a container, without unpacking it.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -59,7 +59,7 @@ enum Failed {
 }
 
 /// Where the archive lies: a volume of a storage, or a path.
-fn find(host: &Host, archive: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn find(host: &Host, archive: &Path) -> anyhow::Result<PathBuf> {
     let found = match archive.to_str().filter(|name| name.contains(":backup/") && !archive.exists()) {
         Some(volid) => find_archive(host, &StorageCfg::parse(&read_or_empty(&host.path(StorageCfg::PATH))?), volid)?,
         None => std::path::absolute(archive).unwrap_or_else(|_| archive.to_owned()),

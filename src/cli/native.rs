@@ -32,11 +32,25 @@ struct Native {
 enum Verb {
     /// Backup jobs of jobs.cfg: list and show them, when they run next, run them
     Jobs(super::jobs::Jobs),
+    /// List archives: guests, times, sizes, formats, notes, protection, what verification came to
+    List(super::list::List),
+    /// Show what is in an archive: configuration, disks, how much of them is data, how it can be read
+    Show(super::show::Show),
+    /// Read archives to the last byte and say exactly what is damaged
+    ///
+    /// Archives of vzkeep have a checksum for every byte. Those of others are held against what they have: the checksums of their
+    /// compression, and their structure. The exit code is 1 when an archive is damaged, 255 when one cannot be judged.
+    Verify(super::verify::Verify),
+    /// Serve the disks of an archive over NBD, to read or, with an overlay, also to write
+    ///
+    /// Prints a line for each disk: name, size, and the URI that QEMU, nbdcopy and others take; the name works without
+    /// 'drive-', too. Runs until it gets Ctrl-C or TERM; then requests under way are answered and the socket is removed.
+    Map(super::map::Map),
     /// List what a directory in the archive of a container holds: kind, size and name
     ///
     /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
     /// through. Kinds are those of 'ls -l', and h for a hard link.
-    List {
+    Ls {
         /// The archive, a path or a volume such as local:backup/<name>: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
         archive: PathBuf,
         /// The directory in it, such as etc/network; the top one without
@@ -48,7 +62,7 @@ enum Verb {
     },
     /// Write the content of one file in the archive of a container to standard output
     ///
-    /// Reads what 'vzkeep list' reads, and then only the part of the archive the file is in. Holes become zeros.
+    /// Reads what 'vzkeep ls' reads, and then only the part of the archive the file is in. Holes become zeros.
     Cat {
         /// The archive, a path or a volume
         archive: PathBuf,
@@ -70,6 +84,12 @@ enum Verb {
     ///
     /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
     Convert(super::convert::Convert),
+    Mount(super::mount::Mount),
+    /// Restore a virtual machine that runs within seconds, while its data is copied behind it
+    ///
+    /// As 'qmrestore --live-restore'. The machine is complete, and unlocked, when the command ends. If it fails or is
+    /// stopped before, the machine is removed again, with all it has written since.
+    LiveRestore(super::live::LiveRestore),
     /// Print the man page of a program
     Man {
         /// The program
@@ -142,11 +162,17 @@ pub fn run(args: &[OsString]) -> ExitCode {
         }
     };
     match native.verb {
-        Verb::List { archive, directory, null } => return super::look::list(&archive, &directory, null),
+        Verb::List(list) => return super::list::run(&list),
+        Verb::Show(show) => return super::show::run(&show),
+        Verb::Verify(verify) => return super::verify::run(&verify),
+        Verb::Map(map) => return super::map::run(&map),
+        Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
         Verb::Restore(given) => return super::restore::run(&given),
         Verb::Compare(given) => return super::compare::run(&given),
         Verb::Convert(given) => return super::convert::run(&given),
+        Verb::Mount(args) => return super::mount::run(&args),
+        Verb::LiveRestore(live) => return super::live::run(live),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {

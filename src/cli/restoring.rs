@@ -316,7 +316,7 @@ pub(super) fn called<T>(
 }
 
 /// Says how it ended.
-fn ended(result: Result<()>) -> ExitCode {
+pub(super) fn ended(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

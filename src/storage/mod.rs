@@ -7,14 +7,16 @@ mod names;
 pub mod pbs;
 pub mod probe;
 mod prune;
+mod verdicts;
 mod volid;
 mod volume;
 
 pub use listing::{Entry, entries};
-pub use mounts::mount_of;
+pub use mounts::{Mount, mount_of, mounted_on};
 pub use names::{ArchiveInfo, ArchiveName, GuestKind};
 pub use probe::Question;
 pub use prune::{Backup, Mark, plan_prune};
+pub use verdicts::{VERDICTS, Verdict, changed, record, verdicts};
 pub use volid::{ContentPath, VolId, VolIdError};
 pub use volume::{VolumeError, Volumes};
 

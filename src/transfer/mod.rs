@@ -25,6 +25,7 @@ mod tar_unpack;
 #[cfg(test)]
 mod tests;
 mod throttled;
+mod verify;
 mod walk;
 
 pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup, backup_numbered};
@@ -39,3 +40,4 @@ pub(crate) use tar_pack::widen_pipe;
 pub use tar_pack::{TarFrom, TarPack, TarProgress, TarSummary, pack_tar};
 pub use tar_unpack::unpack_tar;
 pub use throttled::{Throttle, Throttled};
+pub use verify::{Checked, Verified, VerifyProgress, verify};

@@ -145,21 +145,20 @@ impl Index {
         let Some(trailer_at) = size.checked_sub((TRAILER + behind) as u64) else { return Ok(None) };
         let mut trailer = [0; TRAILER];
         read_at(&mut trailer, trailer_at)?;
+        let (len, frames) = (le64(&trailer, 0), le64(&trailer, 8));
+        let len = usize::try_from(len).ok().filter(|len| (HEAD..=MAX_BODY).contains(len));
+        // What lies between the frames and the end of the file is known to the byte.
+        let wrapped = len.map_or(0, |len| wrapped_len(container, len));
+        let fits = frames.checked_add(wrapped as u64) == Some(size);
         if &trailer[24..] != TRAILER_MAGIC {
-            return Ok(None);
+            // Lengths that fit are no coincidence.
+            return if fits { Err(IndexError::Damaged("its last mark is wrong")) } else { Ok(None) };
         }
         if le32(&trailer, 20) != VERSION {
             return Err(IndexError::Damaged("unknown version"));
         }
-        let (len, frames) = (le64(&trailer, 0), le64(&trailer, 8));
-        let len = usize::try_from(len).ok().filter(|len| (HEAD..=MAX_BODY).contains(len));
         let len = len.ok_or(IndexError::Damaged("impossible length"))?;
-        // What lies between the frames and the end of the file is known to the byte.
-        let wrapped = match container {
-            Container::Zstd => 8 + len + TRAILER,
-            Container::Gzip => len + TRAILER + gzip::OVERHEAD + len.div_ceil(gzip::MAX_PAYLOAD) * gzip::OVERHEAD,
-        };
-        if frames.checked_add(wrapped as u64) != Some(size) {
+        if !fits {
             return Err(IndexError::Damaged("its length does not fit the file"));
         }
         let mut bytes = vec![0; wrapped];
@@ -218,6 +217,29 @@ impl Index {
             return damaged("the frames do not fill the file");
         }
         Ok(index)
+    }
+
+    /// Whether a container of `size` bytes ends like one with an index. Reads a few bytes only; whether the index can be used, only
+    /// [`Index::find`] can tell.
+    ///
+    /// # Errors
+    /// When reading fails.
+    pub fn announced(
+        container: Container,
+        size: u64,
+        read_at: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let behind = if container == Container::Gzip { gzip::BEHIND } else { 0 };
+        let Some(magic_at) = size.checked_sub((TRAILER_MAGIC.len() + behind) as u64) else { return Ok(false) };
+        let mut magic = [0; TRAILER_MAGIC.len()];
+        read_at(&mut magic, magic_at)?;
+        Ok(&magic == TRAILER_MAGIC)
+    }
+
+    /// The bytes that stand for the index in a container: every one of them is known.
+    pub fn encode(&self, container: Container) -> Vec<u8> {
+        let frames = self.iter().map(|frame| u64::from(frame.packed)).sum();
+        IndexBuilder { uuid: self.uuid, entries: self.entries.clone(), frames }.finish(container)
     }
 
     /// Number of frames, at least 1.
@@ -304,6 +326,14 @@ impl IndexBuilder {
                 out
             }
         }
+    }
+}
+
+/// Bytes between the frames and the end of the file when the body has `len`.
+fn wrapped_len(container: Container, len: usize) -> usize {
+    match container {
+        Container::Zstd => 8 + len + TRAILER,
+        Container::Gzip => len + TRAILER + gzip::OVERHEAD + len.div_ceil(gzip::MAX_PAYLOAD) * gzip::OVERHEAD,
     }
 }
 
