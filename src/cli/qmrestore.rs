@@ -1,6 +1,6 @@
 //! `qmrestore <archive> <vmid>`: words, messages and exit codes as those of the node's own; the work is done in `restore`.
 
-use super::restoring::{Input, Restore, Wish, called};
+use super::restoring::{Input, Restore, Wish, called, ctime};
 use crate::archive::{Source, VmaArchive, vma::Header};
 use crate::config::Fresh;
 use crate::guest::conffile::Kind as GuestKind;
@@ -129,12 +129,6 @@ impl Vm<'_> {
         }
         Ok(left)
     }
-}
-
-/// `Sun Nov 22 09:25:34 2026`, local time.
-fn ctime(seconds: i64) -> String {
-    let at = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
-    at.strftime("%a %b %e %H:%M:%S %Y").to_string()
 }
 
 /// The archive, read once from its begin to its end, or at any place.

@@ -285,6 +285,12 @@ pub(super) fn read_or_empty(path: &Path) -> Result<String> {
     }
 }
 
+/// `Sun Nov 22 09:25:34 2026`, local time.
+pub(super) fn ctime(seconds: i64) -> String {
+    let at = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+    at.strftime("%a %b %e %H:%M:%S %Y").to_string()
+}
+
 /// Runs a restore as it was called: help, or `restore` with what `parse` makes of the words.
 pub(super) fn called<T>(
     args: &[OsString],

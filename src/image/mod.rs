@@ -11,15 +11,17 @@ mod overlay;
 mod qemu_nbd;
 mod raw;
 mod raw_target;
+mod slice;
 
 pub use faulty::FaultyImage;
 pub use mem::{MemImage, MemTarget};
 pub use nbd::{NbdImage, NbdTarget};
-pub use open::{open_image, open_target};
+pub use open::{detect_format, open_image, open_target};
 pub use overlay::OverlayImage;
 pub use qemu_nbd::QemuNbd;
 pub use raw::RawImage;
 pub use raw_target::RawTarget;
+pub use slice::Slice;
 
 use std::io;
 use std::ops::Range;

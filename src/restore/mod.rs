@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod execute;
+pub mod folder;
 pub mod live;
 pub mod plan;
 mod seat;

@@ -14,12 +14,12 @@ enum Op {
 }
 
 /// Sizes around one and two groups of blocks, with and without a short last block.
-const SIZES: [u64; 4] = [10_000, 4 << 20, (4 << 20) + 513, (9 << 20) + 4095];
+const SIZES: [u64; 3] = [10_000, 4 << 20, (4 << 20) + 4095];
 
 fn op() -> impl Strategy<Value = Op> {
     // Many small ones that meet, some that span groups; placed by fractions of the size.
     let place = prop_oneof![(0u64..40).prop_map(|n| n * 1024), 0u64..1 << 14, any::<u32>().prop_map(u64::from)];
-    let len = prop_oneof![1u64..9000, Just(4096), Just(8192), (1u64..2000).prop_map(|n| n * 4096)];
+    let len = prop_oneof![1u64..9000, Just(4096), Just(8192), (1u64..300).prop_map(|n| n * 4096)];
     (place, len, 0..4u8, any::<u8>()).prop_map(|(at, len, kind, seed)| match kind {
         0 | 1 => Op::Write(at, noise(u64::from(seed), len as usize)),
         2 => Op::Zero(at, len),
@@ -39,7 +39,7 @@ fn below(size: u64) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn reads_what_was_written_and_else_what_is_below(size in prop::sample::select(&SIZES[..]), ops in prop::collection::vec(op(), 1..25)) {
