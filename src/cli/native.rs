@@ -69,11 +69,6 @@ enum Verb {
         /// The file in it, such as etc/hostname
         member: OsString,
     },
-    /// Restore a virtual machine that runs within seconds, while its data is copied behind it
-    ///
-    /// As 'qmrestore --live-restore'. The machine is complete, and unlocked, when the command ends. If it fails or is
-    /// stopped before, the machine is removed again, with all it has written since.
-    LiveRestore(super::live::LiveRestore),
     /// Restore the disks of a virtual machine's archive as files, or one of them onto a block device
     ///
     /// Into a directory: the configuration files and 'drive-scsi0.raw' (or .qcow2) for each disk, which have their names only
@@ -90,6 +85,11 @@ enum Verb {
     /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
     Convert(super::convert::Convert),
     Mount(super::mount::Mount),
+    /// Restore a virtual machine that runs within seconds, while its data is copied behind it
+    ///
+    /// As 'qmrestore --live-restore'. The machine is complete, and unlocked, when the command ends. If it fails or is
+    /// stopped before, the machine is removed again, with all it has written since.
+    LiveRestore(super::live::LiveRestore),
     /// Print the man page of a program
     Man {
         /// The program
@@ -168,11 +168,11 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::Map(map) => return super::map::run(&map),
         Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
-        Verb::LiveRestore(live) => return super::live::run(live),
         Verb::Restore(given) => return super::restore::run(&given),
         Verb::Compare(given) => return super::compare::run(&given),
         Verb::Convert(given) => return super::convert::run(&given),
         Verb::Mount(args) => return super::mount::run(&args),
+        Verb::LiveRestore(live) => return super::live::run(live),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {

@@ -206,7 +206,7 @@ mod tests {
     fn every_question_has_one_answer() {
         let late = Arc::new(Mutex::new(0));
         let count = Arc::clone(&late);
-        let patience = Patience::new(Duration::from_millis(50), move || *count.lock().unwrap() += 1).unwrap();
+        let patience = Patience::new(Duration::from_secs(60), || panic!("nothing takes that long")).unwrap();
         let lane = Lane::new("lane", 2).unwrap();
         let (reply, answers) = asked();
         let answer = patience.begin(reply);
@@ -223,7 +223,7 @@ mod tests {
             panic!("as planned");
         });
         assert_eq!(answers.iter().collect::<Vec<_>>(), [libc::EIO]);
-        assert_eq!(*late.lock().unwrap(), 0);
+        let patience = Patience::new(Duration::from_millis(50), move || *count.lock().unwrap() += 1).unwrap();
         // Both threads hang: who asks gets an error all the same, in time, and once.
         let (go, wait) = unbounded::<()>();
         let all: Vec<_> = (0..4)

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::flat::{Flat, Owner, time};
 use super::tree::{Builder, NOWHERE, Node, Number, Tree};
-use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError};
+use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, Xattrs};
 use super::{MountError, acl, beside};
 use crate::archive::tar::{self, BLOCK, Content, Member, TarArchive, Walker, normal, printable};
 use crate::archive::{ArchiveError, Bytes};
@@ -50,7 +50,7 @@ struct Header {
 #[derive(Debug, Default)]
 struct Extra {
     link: Vec<u8>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Xattrs,
 }
 
 #[derive(Default)]
@@ -435,7 +435,7 @@ impl View for Container {
         self.files.extra(number, |extra| extra.link.clone())?.ok_or(ViewError::Missing)
     }
 
-    fn xattrs(&self, inode: Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
+    fn xattrs(&self, inode: Inode) -> Result<Xattrs, ViewError> {
         let Some(number) = number(inode) else { return self.flat.xattrs(inode) };
         Ok(self.files.extra(number, |extra| extra.xattrs.clone())?.unwrap_or_default())
     }

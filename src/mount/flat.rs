@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, data_bytes};
+use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, Xattrs, data_bytes};
 use crate::image::{Image, MemImage};
 
 /// Who the files belong to, and who may read them: whoever may read the archive.
@@ -160,7 +160,7 @@ impl View for Flat {
         self.attributes(inode).and(Err(ViewError::Unfit))
     }
 
-    fn xattrs(&self, inode: Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
+    fn xattrs(&self, inode: Inode) -> Result<Xattrs, ViewError> {
         self.attributes(inode).map(|_| Vec::new())
     }
 }
@@ -173,8 +173,7 @@ mod tests {
     fn files_in_a_directory() {
         let owner = Owner { uid: 7, gid: 8, mode: 0o440 };
         let mut flat = Flat::new(owner, time(1_000_000_000, 0));
-        flat.add("disk.raw", Arc::new(MemImage::sparse("disk", [vec![1; 4096], vec![0; 8192]].concat())), time(7, 0))
-            .unwrap();
+        flat.add("disk.raw", Arc::new(MemImage::sparse("disk", [vec![1; 4096], vec![0; 8192]].concat())), time(7, 0));
         flat.add_bytes("notes", b"hello".to_vec(), time(-5, 7));
         flat.add_bytes("../x", Vec::new(), time(0, 0));
         flat.add_bytes("notes", Vec::new(), time(0, 0));

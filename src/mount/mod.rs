@@ -19,7 +19,7 @@ mod vm;
 pub use flat::{Flat, Owner};
 pub use place::Place;
 pub use serve::{Mounted, Options, Say};
-pub use view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError};
+pub use view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, Xattrs};
 
 use std::io;
 use std::path::Path;

@@ -148,7 +148,7 @@ impl Place {
     }
 
     /// Takes the mount off, however busy it is.
-    fn detach(&self, host: &Host) -> Result<(), MountError> {
+    pub(super) fn detach(&self, host: &Host) -> Result<(), MountError> {
         match umount2(&self.path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
             Err(Errno::EPERM) => self.fusermount(host, &["-u", "-z"]).map_err(|source| self.stays(source)),

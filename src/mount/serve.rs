@@ -80,16 +80,21 @@ impl Mounted {
                 Session::new(server, place.path(), &config).map_err(refused)
             }
         };
-        let device = place.device()?.unwrap_or_default();
+        let device = place.device();
         let (sender, ended) = bounded(1);
         let serve = |session: Session<Server>| {
             let serve = move || sender.send(session.run()).unwrap_or_default();
             std::thread::Builder::new().name("mount".to_owned()).spawn(serve).map_err(refused)
         };
-        if let Err(error) = session.and_then(serve) {
-            place.unmount(host, &device)?;
-            return Err(error);
-        }
+        let served = device.and_then(|device| session.and_then(serve).map(|_| device.unwrap_or_default()));
+        // Whatever went wrong: no mount stays that nobody serves.
+        let device = match served {
+            Ok(device) => device,
+            Err(error) => {
+                place.detach(host)?;
+                return Err(error);
+            }
+        };
         drop(lock);
         Ok(Self { host: host.clone(), place, device, ended })
     }

@@ -8,6 +8,9 @@ use crate::image::{Extent, ExtentKind, Image, ImageError};
 /// The number of a file.
 pub type Inode = u64;
 
+/// Extended attributes, name and value.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// The number of the top directory.
 pub const TOP: Inode = 1;
 
@@ -123,7 +126,7 @@ pub trait View: Send + Sync {
     ///
     /// # Errors
     /// When there is no such file, or the archive cannot be read.
-    fn xattrs(&self, inode: Inode) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError>;
+    fn xattrs(&self, inode: Inode) -> Result<Xattrs, ViewError>;
 }
 
 /// Bytes of an image that are not known to be zero.

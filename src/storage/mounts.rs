@@ -36,7 +36,7 @@ pub fn mounted_on(path: &Path) -> io::Result<Option<Mount>> {
 /// The last line in the text of `mountinfo` for this mount point.
 fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
     let text = |field: &[u8]| unescape(field).to_string_lossy().into_owned();
-    let mounts = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+    let mut mounts = mountinfo.split(|byte| *byte == b'\n').rev().filter_map(|line| {
         let fields: Vec<_> = line.split(|byte| *byte == b' ').collect();
         if unescape(fields.get(4)?) != path {
             return None;
@@ -45,7 +45,7 @@ fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
         let dash = fields.iter().position(|field| field == b"-")?;
         Some(Mount { device: text(fields[2]), kind: text(fields.get(dash + 1)?), source: text(fields.get(dash + 2)?) })
     });
-    mounts.last()
+    mounts.next()
 }
 
 /// The longest mount point in the text of `mountinfo` that `path` lies below.

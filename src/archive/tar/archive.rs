@@ -24,6 +24,9 @@ use crate::host::{Cancel, Host};
 /// Bytes read at once when an archive is gone through.
 const PIECE: usize = 1 << 20;
 
+/// Takes the normal name, kind, size and offset of a member.
+type EachEntry<'a> = dyn FnMut(&[u8], u8, u64, u64) + 'a;
+
 /// A file in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -119,7 +122,7 @@ impl TarArchive {
 
     /// Gives every member's normal name, kind (as `ls -l` has it, `h` for a hard link), size and offset, as the table has
     /// them; `false` when there is none that can be used, and what was given is not all.
-    pub(crate) fn each_in_table(&self, each: &mut dyn FnMut(&[u8], u8, u64, u64)) -> bool {
+    pub(crate) fn each_in_table(&self, each: &mut EachEntry<'_>) -> bool {
         let Store::Frames(indexed, Some(root)) = &self.store else { return false };
         for number in 0..root.first_keys.len() {
             let block = part(indexed, number, b'B').and_then(|block| table::entries(&block));

@@ -120,25 +120,16 @@ fn writes_zeros_trims_and_what_is_seen_of_them() {
 }
 
 #[test]
-fn a_copy_in_the_background_gives_way() {
+fn an_export_in_the_background_gets_there() {
     let slow: Arc<dyn Image> = Arc::new(FaultyImage::new(Arc::new(disk())).delay(Duration::from_millis(30)));
     let exports =
         vec![Export::read_only("guest", Arc::clone(&slow)), Export::read_only("copy", Arc::new(disk())).background()];
     let scene = Scene::new(Exports::new(exports), Settings::default());
     let (guest, copy) = (scene.client("guest"), scene.client("copy"));
-    let guest_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            for i in 0..20 {
-                guest.read_at(&mut [0; 4096], i * 4096).unwrap();
-            }
-            guest_done.store(true, Ordering::SeqCst);
-        });
-        // It gives way, but it gets there.
+        scope.spawn(|| (0..20).for_each(|i| guest.read_at(&mut [0; 4096], i * 4096).unwrap()));
         let mut buf = vec![0; SIZE];
         copy.read_at(&mut buf, 0).unwrap();
         assert!(buf == content(SIZE));
-        reader.join().unwrap();
     });
-    assert!(guest_done.into_inner());
 }
