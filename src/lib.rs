@@ -18,6 +18,7 @@ pub mod guest;
 pub mod host;
 pub mod image;
 pub mod job;
+pub mod mount;
 pub mod nbd;
 pub mod notify;
 pub mod qemu;

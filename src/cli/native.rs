@@ -43,6 +43,32 @@ enum Verb {
     Ls(super::look::Ls),
     Cat(super::look::Cat),
     Extract(super::look::Extract),
+    /// Serve the disks of an archive over NBD, to read or, with an overlay, also to write
+    ///
+    /// Prints a line for each disk: name, size, and the URI that QEMU, nbdcopy and others take; the name works without
+    /// 'drive-', too. Runs until it gets Ctrl-C or TERM; then requests under way are answered and the socket is removed.
+    Map(super::map::Map),
+    /// Restore the disks of a virtual machine's archive as files, or one of them onto a block device
+    ///
+    /// Into a directory: the configuration files and 'drive-scsi0.raw' (or .qcow2) for each disk, which have their names only
+    /// when all of them are complete. Onto a block device: exactly one disk; what is behind its end there stays as it is.
+    /// Nothing that exists is overwritten but the block device.
+    Restore(super::restore::Restore),
+    /// Compare two archives, restored directories or disk images byte by byte
+    ///
+    /// Exit code 0 when all disks and configuration files are the same, 1 when anything differs, 255 when that cannot be found
+    /// out.
+    Compare(super::compare::Compare),
+    /// Write the archive of a virtual machine anew, compressed in another way or not at all
+    ///
+    /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
+    Convert(super::convert::Convert),
+    Mount(super::mount::Mount),
+    /// Restore a virtual machine that runs within seconds, while its data is copied behind it
+    ///
+    /// As 'qmrestore --live-restore'. The machine is complete, and unlocked, when the command ends. If it fails or is
+    /// stopped before, the machine is removed again, with all it has written since.
+    LiveRestore(super::live::LiveRestore),
     /// Print the man page of a program
     Man {
         /// The program
@@ -121,6 +147,12 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::Ls(ls) => return super::look::list(&ls),
         Verb::Cat(cat) => return super::look::cat(&cat),
         Verb::Extract(extract) => return super::look::extract(&extract),
+        Verb::Map(map) => return super::map::run(&map),
+        Verb::Restore(given) => return super::restore::run(&given),
+        Verb::Compare(given) => return super::compare::run(&given),
+        Verb::Convert(given) => return super::convert::run(&given),
+        Verb::Mount(args) => return super::mount::run(&args),
+        Verb::LiveRestore(live) => return super::live::run(live),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::archive::Compression;
+use crate::archive::frame::{Container, Frame, IndexBuilder, Packer};
 use crate::archive::vma::Scanner;
 use crate::image::MemImage;
 use crate::testdata::golden;
@@ -82,7 +83,7 @@ const COMPRESSIONS: [Compression; 3] =
     [Compression::None, Compression::Zstd { threads: 2 }, Compression::Gzip { threads: 1 }];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn random_reads_are_those_of_a_plain_file(
         kinds in proptest::collection::vec(any::<u8>(), 1..150),
@@ -210,4 +211,90 @@ fn damage_is_an_error_of_the_reader_with_disk_and_place() {
     );
     assert_eq!(said, wanted);
     image.read_at(&mut buf, 2 * 59 * CLUSTER as u64).unwrap();
+}
+
+/// Opens whatever it is and reads what can be read: errors are fine, anything else is not.
+fn read_all(path: &Path) {
+    let Ok(archive) = open(path) else { return };
+    for image in archive.disks() {
+        let mut buf = vec![0; 200_000];
+        for offset in (0..image.size().min(50 << 20)).step_by(buf.len()) {
+            let len = buf.len().min((image.size() - offset) as usize);
+            image.read_at(&mut buf[..len], offset).ok();
+        }
+        image.extents(0..image.size()).ok();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn damaged_archives_end_in_errors(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in any::<prop::sample::Index>(),
+        which in 0..COMPRESSIONS.len(),
+    ) {
+        let (_dir, path) = archive(&[disk(&[1, 0, 2], 9)], COMPRESSIONS[which]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for (at, change) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] ^= change;
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        read_all(&path);
+        bytes.truncate(cut.index(bytes.len()));
+        std::fs::write(&path, &bytes).unwrap();
+        read_all(&path);
+    }
+
+    #[test]
+    fn an_index_that_lies_ends_in_errors(
+        frames in proptest::collection::vec((0..3u8, 0..200u32, 0..100_000u32, 0..9_000usize), 1..6),
+        real: bool,
+    ) {
+        let (_dir, path) = archive(&[disk(&[1, 0, 2], 9)], COMPRESSIONS[1]);
+        let bytes = std::fs::read(&path).unwrap();
+        let good = Indexed::find(&File::open(&path).unwrap(), Method::Zstd, bytes.len() as u64).unwrap().0.unwrap().1;
+        let (mut builder, mut out, mut at) = (IndexBuilder::new([3; 16]), Vec::new(), 0);
+        for (number, frame) in good.index.iter().enumerate() {
+            let packed = &bytes[at..at + frame.packed as usize];
+            at += packed.len();
+            if number == 0 || real {
+                builder.push(frame);
+                out.extend_from_slice(packed);
+            }
+        }
+        for (device, first, clusters, raw) in frames {
+            let mut packed = Vec::new();
+            Packer::new(Container::Zstd).unwrap().pack(&vec![1; raw], &mut packed).unwrap();
+            builder.push(Frame::of_clusters(&packed, raw.max(1), device, first, clusters));
+            out.extend_from_slice(&packed);
+        }
+        out.extend(builder.finish(Container::Zstd));
+        std::fs::write(&path, &out).unwrap();
+        read_all(&path);
+    }
+
+    #[test]
+    fn any_bytes_are_a_map_or_none(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        let header = Header {
+            uuid: [1; 16],
+            ctime: 0,
+            configs: Vec::new(),
+            devices: vec![Device { id: 1, name: "drive-scsi0".into(), size: 3 << 16 }],
+        };
+        // Two extents; three runs of disk 1: in the first, zero, in the second.
+        let words: Vec<u32> = vec![2, 0, 12800, 0, 13312, 0, 1, 1, 3, 0, 0, 1, 0, 1, 1, u32::MAX, 2, 1, 1];
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        prop_assert!(ClusterMap::decode(&header, &bytes).is_some());
+        for (at, change) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] ^= change;
+        }
+        if let Some(map) = ClusterMap::decode(&header, &bytes) {
+            prop_assert!((0..3).all(|cluster| map.place(1, cluster).is_some()) && map.place(1, 3).is_none());
+        }
+    }
 }

@@ -10,16 +10,22 @@ use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::TarBytes;
 use super::sparse::Expanded;
 use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
+use crate::archive::bytes::PlainBytes;
 use crate::archive::frame::{Frame, Unpacker, unwrap};
-use crate::archive::{ArchiveCause, ArchiveError, Indexed};
+use crate::archive::{ArchiveCause, ArchiveError, Bytes, Indexed};
 use crate::host::{Cancel, Host};
 
 /// Bytes read at once when an archive is gone through.
 const PIECE: usize = 1 << 20;
+
+/// Takes the normal name, kind, size and offset of a member.
+type EachEntry<'a> = dyn FnMut(&[u8], u8, u64, u64) + 'a;
 
 /// A file in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +118,49 @@ impl TarArchive {
             Store::Frames(_, root) => root.as_ref().map(|root| root.members),
             Store::Plain(_) | Store::Stream => None,
         }
+    }
+
+    /// Gives every member's normal name, kind (as `ls -l` has it, `h` for a hard link), size and offset, as the table has
+    /// them; `false` when there is none that can be used, and what was given is not all.
+    pub(crate) fn each_in_table(&self, each: &mut EachEntry<'_>) -> bool {
+        let Store::Frames(indexed, Some(root)) = &self.store else { return false };
+        for number in 0..root.first_keys.len() {
+            let block = part(indexed, number, b'B').and_then(|block| table::entries(&block));
+            let Some(entries) = block else {
+                self.distrust("the table of the archive's members is damaged; going through all of it");
+                return false;
+            };
+            for entry in &entries {
+                each(&table::name(&entry.key), entry.kind, entry.size, entry.offset);
+            }
+        }
+        true
+    }
+
+    /// Goes through the archive, and gives every member with all its attributes.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub(crate) fn each_member(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
+        self.scan_with(Walker::at_member(0), each)
+    }
+
+    /// Whether it can be read at any place, and not only from its start on.
+    pub(crate) fn is_random(&self) -> bool {
+        !matches!(self.store, Store::Stream)
+    }
+
+    /// The tar data, at any place; none when it can only be read from the start.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub(crate) fn bytes(self) -> Result<Option<Arc<dyn Bytes>>, ArchiveError> {
+        let failed = |source| ArchiveError { archive: self.name, cause: ArchiveCause::Open(source) };
+        Ok(match self.store {
+            Store::Frames(indexed, _) => Some(Arc::new(TarBytes::new(indexed))),
+            Store::Plain(file) => Some(Arc::new(PlainBytes::new(file).map_err(failed)?)),
+            Store::Stream => None,
+        })
     }
 
     /// What the directory holds, sorted by name; `""` or `.` is the top one. A member that occurs twice is listed as it is
@@ -298,7 +347,10 @@ impl TarArchive {
 
     /// Goes through all members.
     fn scan(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
-        let mut walker = Walker::new();
+        self.scan_with(Walker::new(), each)
+    }
+
+    fn scan_with(&self, mut walker: Walker, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
         let mut data = self.data(0)?;
         let mut buf = vec![0; PIECE];
         loop {

@@ -475,6 +475,7 @@ fn a_large_table_is_small_and_complete() {
         offset,
         data: offset + 512,
         layout: Layout::Whole,
+        attributes: None,
     };
     let mut count = 0;
     let name = |d, f| format!("./usr/share/doc/package-{d:04}/file-{:05}.txt", f * 7919 % 100_000);
@@ -582,7 +583,7 @@ proptest! {
             let bad = through(&path) || kind == Kind::HardLink && through(&link);
             let target = link.clone();
             let member = Member {
-                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, layout: Layout::Whole,
+                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, layout: Layout::Whole, attributes: None,
             };
             let allowed = vetting.check(&member).is_ok();
             prop_assert!(!(bad && allowed), "{:?}", printable(&path));

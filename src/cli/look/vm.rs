@@ -12,7 +12,7 @@ use crate::archive::VmaArchive;
 use crate::archive::tar::{MemberError, printable};
 use crate::filesystem::{Content, FileKind, FileSystem, FsError, Machine, Metadata, Node, Place, resolve};
 use crate::host::Host;
-use crate::storage::ArchiveInfo;
+use crate::mount::beside;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
@@ -38,7 +38,7 @@ enum Found {
 impl Vm {
     pub fn new(archive: &Arc<VmaArchive>, path: &Path) -> Self {
         let files = archive.header().configs.iter().map(|(name, content)| (name.clone(), content.clone())).collect();
-        let beside = beside(path).into_iter().filter(|(_, path)| path.is_file()).collect();
+        let beside = beside::files(path).into_iter().filter(|(_, path)| path.is_file()).collect();
         Self { name: archive.name().to_owned(), machine: Machine::new(archive.disks()), files, beside }
     }
 
@@ -289,15 +289,6 @@ impl Vm {
         }
         Ok(())
     }
-}
-
-/// Notes and log of an archive, by its name.
-fn beside(archive: &Path) -> Vec<(&'static str, PathBuf)> {
-    let info = archive.file_name().and_then(|name| ArchiveInfo::parse(name.to_str()?));
-    let Some(info) = info else { return Vec::new() };
-    let base = info.file.rfind(".vma").unwrap_or(info.file.len());
-    let log = format!("{}.log", &info.file[..base]);
-    vec![("notes", archive.with_file_name(info.notes())), ("log", archive.with_file_name(log))]
 }
 
 /// The archive as it can be looked at.
