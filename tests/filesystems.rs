@@ -136,13 +136,17 @@ fn ext_file_systems_are_what_they_were_made_of() {
         &["-t", "ext2", "-b", "4096", "-O", "^filetype,^dir_index", "-I", "128"],
         &["-t", "ext3", "-b", "2048"],
         &["-t", "ext4"],
-        &["-t", "ext4", "-O", "inline_data,^metadata_csum", "-I", "512"],
-        &["-t", "ext4", "-O", "inline_data,metadata_csum", "-b", "1024"],
         &["-t", "ext4", "-O", "bigalloc,^resize_inode"],
         &["-t", "ext4", "-O", "meta_bg,^resize_inode,mmp,large_dir,casefold", "-b", "1024"],
+        &["-t", "ext4", "-O", "inline_data,^metadata_csum", "-I", "512"],
+        &["-t", "ext4", "-O", "inline_data,metadata_csum", "-b", "1024"],
     ];
     let image = dir.path().join("image");
     for variant in variants {
+        // What mke2fs makes of this one with inline data has another size, debugfs says so, too.
+        if variant.iter().any(|word| word.contains("inline")) {
+            fs::remove_file(tree.join("holes/hole at the end")).unwrap_or_default();
+        }
         file(&image, 192 << 20);
         let tree_word = tree.display().to_string();
         run("mke2fs", &[&["-q", "-F", "-N", "12000", "-d", &tree_word], variant].concat(), &image);
@@ -253,7 +257,9 @@ fn fat(image: &Path, size: u64, words: &[&str], tree: &Path) {
     let hole = tree.parent().unwrap().join("hole");
     fs::write(&hole, vec![b'h'; 5000]).unwrap();
     let names: Vec<_> = (0..12).map(|n| format!("::/hole{n}")).collect();
-    let os = OsStr::new;
+    fn os(word: &str) -> &OsStr {
+        OsStr::new(word)
+    }
     for name in &names {
         mtools("mcopy", &[hole.as_os_str(), os(name)]);
     }
@@ -281,6 +287,8 @@ fn fat_file_systems_are_what_was_written() {
         let tree = dir.path().join(bits);
         fs::create_dir(&tree).unwrap();
         fill(&tree, many);
+        // mcopy knows 16 bits of a character.
+        fs::remove_file(tree.join("names/smile \u{1f600}")).unwrap();
         fat(&image, size, &["-F", bits, "-s", "1", "-n", "LABEL"], &tree);
         let fs = open(&image);
         assert_eq!(fs.kind(), format!("FAT{bits}"));

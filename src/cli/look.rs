@@ -1,11 +1,12 @@
 //! `vzkeep ls`, `vzkeep cat` and `vzkeep extract`: what is in an archive, without unpacking it: the tree of a container, or
 //! the files on the disks of a virtual machine.
 
+mod container;
 mod outlet;
 mod vm;
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::restoring::{find_archive, read_or_empty};
 use super::{FAILED, complain};
-use crate::archive::tar::{Listed, MemberError, TarArchive, printable};
+use crate::archive::tar::{MemberError, TarArchive, printable};
 use crate::archive::{Holds, holds};
 use crate::config::StorageCfg;
 use crate::filesystem::{FileKind, FsError, Metadata};
@@ -40,7 +41,7 @@ pub struct Ls {
     /// Only names as they are, each with a NUL byte behind it, for 'xargs -0'
     #[arg(short = '0', long, conflicts_with = "json")]
     null: bool,
-    /// Also what is in the directories below, with the way to it (virtual machines only)
+    /// Also what is in the directories below, with the way to it
     #[arg(short = 'R', long)]
     recursive: bool,
     /// A JSON array of objects
@@ -59,7 +60,7 @@ pub struct Cat {
     file: OsString,
 }
 
-/// Write files and directories of a virtual machine's archive below a directory
+/// Write files and directories of an archive below a directory
 ///
 /// Each gets its own name there, as with 'cp -r': with permissions and times, with its owner when root calls, holes stay
 /// holes. Nothing that is there is replaced. Device nodes, pipes, sockets, ACLs and extended attributes are left out.
@@ -125,6 +126,10 @@ enum Failed {
     Beside { path: PathBuf, source: io::Error },
     #[error("writing {0}")]
     Write(#[from] WriteError),
+    #[error("'{0}' is left out: it is a device, a pipe or a socket")]
+    Left(String),
+    #[error("'{0}' is left out: its name would lead out of the directory")]
+    Refused(String),
     #[error("{0} of the files could not be taken out")]
     Some(u64),
     #[error("reading the file from byte {offset} on failed: {source}")]
@@ -151,10 +156,7 @@ pub fn list(args: &Ls) -> ExitCode {
             Ok(())
         };
         let listed = match archive {
-            Opened::Container(archive) => archive.list(directory)?.into_iter().try_for_each(|listed| {
-                let Listed { name, kind, size } = listed;
-                show(Shown::new(&name, kind, size))
-            }),
+            Opened::Container(archive) => container::list(archive, directory, args.recursive, &mut show),
             Opened::Vm(vm) => vm.list(directory, args.recursive, &mut show),
         };
         if args.json {
@@ -169,26 +171,9 @@ pub fn list(args: &Ls) -> ExitCode {
 pub fn cat(args: &Cat) -> ExitCode {
     let file = args.file.as_bytes();
     answer(&args.archive, |archive| match archive {
-        Opened::Container(archive) => cat_member(archive, file),
+        Opened::Container(archive) => container::cat(archive, file),
         Opened::Vm(vm) => vm.cat(file, &mut io::stdout().lock()),
     })
-}
-
-fn cat_member(archive: &TarArchive, file: &[u8]) -> Result<(), Failed> {
-    let (mut content, size) = archive.read(file)?;
-    let (mut out, mut written, mut buf) = (io::stdout().lock(), 0, vec![0; 128 << 10]);
-    loop {
-        let count = content.read(&mut buf).map_err(|source| Failed::Content { offset: written, source })?;
-        if count == 0 {
-            break;
-        }
-        out.write_all(&buf[..count])?;
-        written += count as u64;
-    }
-    if written < size {
-        return Err(Failed::Content { offset: written, source: io::ErrorKind::UnexpectedEof.into() });
-    }
-    Ok(())
 }
 
 /// Writes files of the archive below a directory.
@@ -197,12 +182,14 @@ pub fn extract(args: &Extract) -> ExitCode {
         let mut outlet = Outlet::open(&args.to)?;
         let mut failures = 0;
         let mut note = |failed: &Failed| {
-            failures += 1;
+            failures += u64::from(!matches!(failed, Failed::Left(_)));
             complain(&format!("{failed}\n"));
         };
         for path in &args.paths {
             match archive {
-                Opened::Container(_) => {}
+                Opened::Container(archive) => {
+                    container::extract(archive, path.as_bytes(), &mut outlet, &mut note)?;
+                }
                 Opened::Vm(vm) => vm.extract(path.as_bytes(), &mut outlet, &mut note)?,
             }
         }

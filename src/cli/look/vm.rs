@@ -267,7 +267,7 @@ impl Vm {
                     links.insert(node, way.clone());
                 }
             }
-            _ => return Err(self.unfit(&way.join(&b'/'), "a device, pipe or socket, which is not taken out")),
+            _ => return Err(Failed::Left(printable(&way.join(&b'/')))),
         }
         Ok(())
     }
