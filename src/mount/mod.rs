@@ -7,7 +7,7 @@
 
 mod acl;
 mod answer;
-mod beside;
+pub(crate) mod beside;
 mod container;
 mod flat;
 mod place;

@@ -237,8 +237,12 @@ impl TarArchive {
         Ok((expanded, member.size))
     }
 
-    fn failed(&self, cause: impl Into<ArchiveCause>) -> ArchiveError {
+    pub(super) fn failed(&self, cause: impl Into<ArchiveCause>) -> ArchiveError {
         ArchiveError { archive: self.name.clone(), cause: cause.into() }
+    }
+
+    pub(super) fn missing(&self, name: &[u8]) -> MemberError {
+        MemberError::Missing { archive: self.name.clone(), name: printable(name) }
     }
 
     fn unfit(&self, name: &[u8], what: &'static str) -> MemberError {
@@ -256,7 +260,7 @@ impl TarArchive {
                     _ => self.distrust("the table of the archive's members is wrong; going through all of it"),
                 }
             } else {
-                return Err(MemberError::Missing { archive: self.name.clone(), name: printable(name) });
+                return Err(self.missing(name));
             }
         }
         let mut last = None;
@@ -265,8 +269,7 @@ impl TarArchive {
                 last = Some(member.offset);
             }
         })?;
-        let missing = || MemberError::Missing { archive: self.name.clone(), name: printable(name) };
-        Ok(self.at(last.ok_or_else(missing)?)?)
+        Ok(self.at(last.ok_or_else(|| self.missing(name))?)?)
     }
 
     fn distrust(&self, why: &str) {
@@ -319,7 +322,7 @@ impl TarArchive {
     }
 
     /// The tar data from `offset` on.
-    fn data(&self, offset: u64) -> Result<Box<dyn Read + Send>, ArchiveError> {
+    pub(super) fn data(&self, offset: u64) -> Result<Box<dyn Read + Send>, ArchiveError> {
         let failed = |source| self.failed(ArchiveCause::TarRead { offset, source });
         match &self.store {
             Store::Frames(indexed, _) => {

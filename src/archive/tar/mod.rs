@@ -6,6 +6,7 @@
 
 mod archive;
 mod attributes;
+mod below;
 mod content;
 mod header;
 mod map;
