@@ -28,6 +28,8 @@ pub(super) struct Saver<'a> {
     checker: Checker,
     book: Book,
     cancel: Cancel,
+    /// Of the archive.
+    name: &'a str,
 }
 
 impl<'a> Saver<'a> {
@@ -37,8 +39,14 @@ impl<'a> Saver<'a> {
         checker: Checker,
         book: Book,
         cancel: Cancel,
+        name: &'a str,
     ) -> Self {
-        Self { header, targets, checker, book, cancel }
+        Self { header, targets, checker, book, cancel, name }
+    }
+
+    /// Fails when somebody asked to stop.
+    pub(super) fn go_on(&self) -> Result<(), TransferError> {
+        if self.cancel.is_set() { Err(TransferError::Cancelled) } else { Ok(()) }
     }
 
     pub(super) fn damage(&mut self, what: String, offset: Option<u64>) {
@@ -60,13 +68,11 @@ impl<'a> Saver<'a> {
     }
 
     fn piece(&mut self, piece: Piece, data: &[u8], offset: u64) -> Result<(), TransferError> {
-        if self.cancel.is_set() {
-            return Err(TransferError::Cancelled);
-        }
+        self.go_on()?;
         match self.checker.piece(piece) {
             Ok(()) => {}
             Err(Damage::TooScattered) => {
-                return Err(vma_error("", VmaError::Damaged { offset, damage: Damage::TooScattered }));
+                return Err(vma_error(self.name, VmaError::Damaged { offset, damage: Damage::TooScattered }));
             }
             Err(damage) => {
                 let first = matches!(damage, Damage::Duplicate { .. });
@@ -100,7 +106,7 @@ impl<'a> Saver<'a> {
     }
 
     /// Everything was read: what did not come is lost, and zero.
-    pub(super) fn finish(self, archive: &str) -> Result<Losses, TransferError> {
+    pub(super) fn finish(self) -> Result<Losses, TransferError> {
         let missing = || self.checker.missing();
         for (device, clusters) in missing() {
             if let Some(target) = self.targets.get(&device.id).filter(|target| !target.starts_zeroed()) {
@@ -108,7 +114,7 @@ impl<'a> Saver<'a> {
                 target.write_zeroes(clusters.start * bytes..device.size.min(clusters.end * bytes))?;
             }
         }
-        Ok(self.book.settle(archive, missing(), &|device| self.targets.contains_key(&device)))
+        Ok(self.book.settle(self.name, missing(), &|device| self.targets.contains_key(&device)))
     }
 }
 
@@ -125,6 +131,8 @@ pub(super) struct Parser<'a> {
     saver: Saver<'a>,
     /// That of the archive; `None` until an extent tells it.
     uuid: Option<[u8; 16]>,
+    /// Places are told as bytes of the stream: it is the file, or nothing is known of where in the file they come from.
+    plain: bool,
     buf: Vec<u8>,
     /// Where the buffer begins in the stream of VMA bytes, counted over what was fed.
     start: u64,
@@ -141,9 +149,9 @@ pub(super) struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    pub(super) fn new(saver: Saver<'a>, uuid: Option<[u8; 16]>) -> Self {
+    pub(super) fn new(saver: Saver<'a>, uuid: Option<[u8; 16]>, plain: bool) -> Self {
         let (buf, places, holes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { saver, uuid, buf, start: 0, places, skip: 0, holes, last: None, open: None }
+        Self { saver, uuid, plain, buf, start: 0, places, skip: 0, holes, last: None, open: None }
     }
 
     pub(super) fn saver(&mut self) -> &mut Saver<'a> {
@@ -175,7 +183,6 @@ impl<'a> Parser<'a> {
         self.skip -= left_out as u64;
         self.start += if self.buf.is_empty() { left_out as u64 } else { 0 };
         bytes = &bytes[left_out..];
-        let file = if self.is_plain() { file + left_out as u64 } else { file };
         let at = self.start + self.buf.len() as u64;
         match self.places.last() {
             Some((_, last)) if *last == file => {}
@@ -208,20 +215,14 @@ impl<'a> Parser<'a> {
         self.end()
     }
 
-    /// In a plain archive the stream is the file.
-    fn is_plain(&self) -> bool {
-        self.places.first().is_none_or(|(at, file)| at == file)
-    }
-
     /// Where in the file byte `at` of the buffer is.
     fn file_offset(&self, at: usize) -> u64 {
         let place = self.start + at as u64;
-        let known = self.places.partition_point(|(start, _)| *start <= place);
-        match known.checked_sub(1).and_then(|i| self.places.get(i)) {
-            Some((start, file)) if start == file => place,
-            Some((_, file)) => *file,
-            None => place,
+        if self.plain {
+            return place;
         }
+        let known = self.places.partition_point(|(start, _)| *start <= place);
+        known.checked_sub(1).and_then(|i| self.places.get(i)).map_or(place, |(_, file)| *file)
     }
 
     fn at(&self, at: usize) -> At {

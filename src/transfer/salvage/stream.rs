@@ -106,6 +106,7 @@ pub(super) fn each_frame(
     let opened = |at| file.try_clone().map(|file| Tail::new(file, at, len));
     let (mut at, mut buf) = (0, vec![0; 128 << 10]);
     while at < len {
+        parser.saver().go_on()?;
         let mut tail = match opened(at) {
             Ok(tail) => tail,
             Err(e) => return Err(TransferError::Thread(e)),

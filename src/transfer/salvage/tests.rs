@@ -100,7 +100,7 @@ fn salvage(bytes: &[u8]) -> Saved {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     let host = Host::with_root(PathBuf::from("/"));
-    let mut wreck = Wreck::open(&host, file.path(), &Cancel::new()).unwrap();
+    let wreck = Wreck::open(&host, file.path(), &Cancel::new()).unwrap();
     let header = wreck.header().clone();
     let target = |number: usize| Arc::new(MemTarget::new("t", disks()[number].len() as u64, number == 1));
     let targets = [target(0), target(1)];
@@ -364,6 +364,22 @@ fn foreign_streams_are_saved_up_to_the_damage() {
         // Perhaps only the checksum tells, at the end.
         assert!(lost(&saved) < 8 << 20 && saved.losses.doubtful && !saved.losses.is_empty(), "{:?}", saved.losses);
     }
+}
+
+/// What the fuzz target `salvage` does, over the corpora of whatever it reads.
+#[test]
+fn fuzz_corpus() {
+    let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut opened = 0;
+    for file in ["vma", "frame_index"].into_iter().flat_map(|dir| std::fs::read_dir(corpus.join(dir)).unwrap()) {
+        let Ok(wreck) = Wreck::open(&Host::with_root("/".into()), &file.unwrap().path(), &Cancel::new()) else {
+            continue;
+        };
+        opened += 1;
+        // Any answer will do, as long as there is one.
+        wreck.save(&BTreeMap::new(), None, &mut |_, _| {}).ok();
+    }
+    assert!(opened > 3, "only {opened} were archives");
 }
 
 proptest! {
