@@ -88,8 +88,10 @@ fn the_guest_writes_while_it_is_restored_and_loses_nothing() -> Result<()> {
     // The witness's kernel has no driver for IDE: that disk shall come as it was.
     let guest = Guest::new(100)
         .line("bios", "ovmf")
-        .disk("scsi0", Format::Raw, mib(24))
-        .disk("virtio0", Format::Qcow2, mib(16))
+        .disk("scsi0", Format::Raw, mib(7))
+        .with("iothread=1")
+        .disk("virtio0", Format::Qcow2, mib(4))
+        .with("iothread=1")
         .disk("ide0", Format::Raw, mib(6))
         .disk("efidisk0", Format::Raw, kib(528))
         .disk("tpmstate0", Format::Raw, mib(4));
@@ -136,14 +138,14 @@ fn the_guest_writes_while_it_is_restored_and_loses_nothing() -> Result<()> {
     node.assert_clean_on_disk(300);
     ensure!(!node.path("/var/lib/vzkeep/300.json").exists() && node.path("/etc/pve/firewall/300.fw").exists());
     let verdict = checker::check(&[node.raw_disk(300, "scsi0")?, node.raw_disk(300, "virtio0")?])?;
-    println!("{test}: {} records before, {} during, {verdict}", before.n, during.n);
+    println!("{test}: {} records before, {} during, {verdict}; stall {:?}", before.n, during.n, after.stall);
     ensure!(verdict.heads.iter().all(|head| *head >= after.n), "record {} is lost: {verdict}", after.n);
     for (key, wanted) in kept.iter().chain([&("efidisk0", efi)]) {
         ensure!(std::fs::read(node.disk(300, key)?.0)? == *wanted, "{key} differs");
     }
-    // Holes of the archive are holes of the volumes.
+    // Holes of the archive are holes of the volumes: the witness fills 4 MiB of each disk, and leaves the rest.
     let scsi0 = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(node.disk(300, "scsi0")?.0)?) * 512;
-    ensure!(scsi0 < mib(20), "scsi0 takes {scsi0} bytes");
+    ensure!(scsi0 < mib(5), "scsi0 takes {scsi0} bytes");
     Ok(())
 }
 
