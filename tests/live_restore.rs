@@ -147,8 +147,8 @@ fn the_guest_writes_while_it_is_restored_and_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A node with a guest 100 that has two disks full of noise, and its archive. No system is in it: it runs, and that is all.
-fn small(test: &str) -> Result<Option<(Node, PathBuf, [Vec<u8>; 2])>> {
+/// A node with a guest 100 that has two disks full of noise, and its archive, packed or (`0`) not. No system is in it: it runs, and that is all.
+fn small(test: &str, compress: &str) -> Result<Option<(Node, PathBuf, [Vec<u8>; 2])>> {
     if !lab::programs::require_guest(test) {
         return Ok(None);
     }
@@ -159,7 +159,7 @@ fn small(test: &str) -> Result<Option<(Node, PathBuf, [Vec<u8>; 2])>> {
     );
     let node = Node::new()?.guest(guest)?.small_storage("full", mib(2))?;
     let disks = [fill(&node, "scsi0", mib(4), 3)?, fill(&node, "ide0", mib(6), 4)?];
-    let (archive, _) = node.backup(100, &["--compress", "zstd"])?;
+    let (archive, _) = node.backup(100, &["--compress", compress])?;
     Ok(Some((node, archive, disks)))
 }
 
@@ -173,7 +173,7 @@ fn assert_restored(node: &Node, disks: &[Vec<u8>; 2]) -> Result<()> {
 #[test]
 fn killed_or_stopped_on_the_way_nothing_of_the_guest_stays() -> Result<()> {
     let test = "killed_or_stopped_on_the_way_nothing_of_the_guest_stays";
-    let Some((node, archive, disks)) = small(test)? else { return Ok(()) };
+    let Some((node, archive, disks)) = small(test, "zstd")? else { return Ok(()) };
     let archive = shown(&node.inner(&archive));
 
     let run = begun(&node, &archive, &[])?;
@@ -226,7 +226,7 @@ fn killed_or_stopped_on_the_way_nothing_of_the_guest_stays() -> Result<()> {
 #[test]
 fn an_old_guest_is_there_again_unless_the_new_one_is_complete() -> Result<()> {
     let test = "an_old_guest_is_there_again_unless_the_new_one_is_complete";
-    let Some((node, archive, disks)) = small(test)? else { return Ok(()) };
+    let Some((node, archive, disks)) = small(test, "0")? else { return Ok(()) };
     let archive = shown(&node.inner(&archive));
     Guest::new(300).name("old").line("args", "-no-reboot").disk("scsi0", Format::Raw, mib(1)).add_to(&node)?;
     let (config, volumes) = (std::fs::read(node.config_path(300))?, images(&node)?);
@@ -253,7 +253,7 @@ fn an_old_guest_is_there_again_unless_the_new_one_is_complete() -> Result<()> {
 #[test]
 fn what_cannot_be_restored_so_is_refused_or_leaves_nothing() -> Result<()> {
     let test = "what_cannot_be_restored_so_is_refused_or_leaves_nothing";
-    let Some((node, archive, _)) = small(test)? else { return Ok(()) };
+    let Some((node, archive, _)) = small(test, "zstd")? else { return Ok(()) };
     let stdin = node.run("vzkeep", &["live-restore", "-", "300"])?;
     ensure!(stdin.code == 255 && stdin.stderr.starts_with("standard input can be read only once"), "{}", stdin.stderr);
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::restoring::{find_archive, read_or_empty};
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::vma::{Device, Header};
 use crate::archive::{Holds, Source, VmaArchive, holds};
 use crate::config::StorageCfg;
@@ -78,7 +78,7 @@ pub(super) fn run(given: &Restore) -> ExitCode {
     match restore(given) {
         Ok(saved) => ExitCode::from(u8::from(!saved)),
         Err(e) => {
-            complain(&format!("{e:#}\n"));
+            complain(&format!("{}\n", sentence(&e)));
             ExitCode::from(FAILED)
         }
     }

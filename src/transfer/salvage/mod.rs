@@ -47,6 +47,8 @@ pub struct Wreck {
     indexed: Option<Indexed>,
     /// What is wrong with it so far.
     notes: Vec<String>,
+    /// The header's checksum is wrong: its UUID may be, too.
+    doubtful: bool,
 }
 
 impl Wreck {
@@ -68,7 +70,8 @@ impl Wreck {
         let method = crate::archive::recognise(&start).map_err(failed)?;
         let mut notes = Vec::new();
         let (header, header_len, sound) = Self::read_header(host, &file, len, method, cancel).map_err(failed)?;
-        if !sound {
+        let doubtful = !sound;
+        if doubtful {
             notes
                 .push("the header's checksum does not match: names, sizes and configuration files may be wrong".into());
         }
@@ -89,7 +92,7 @@ impl Wreck {
             }
         });
         let (host, cancel) = (host.clone(), cancel.clone());
-        Ok(Self { name, file, len, host, cancel, method, header, header_len, indexed, notes })
+        Ok(Self { name, file, len, host, cancel, method, header, header_len, indexed, notes, doubtful })
     }
 
     fn read_header(
@@ -130,11 +133,12 @@ impl Wreck {
             Arc::new(Throttled::new(Arc::clone(target), Arc::clone(&throttle), self.cancel.clone()))
         };
         let targets: BTreeMap<u8, Arc<dyn Target>> = targets.iter().map(|(id, t)| (*id, throttled(t))).collect();
-        let mut book = Book::default();
+        let mut book = Book::new(self.doubtful);
         std::mem::take(&mut self.notes).into_iter().for_each(|note| book.damage(note, None));
         let checker = Checker::new(&self.header);
         let saver = Saver::new(&self.header, &targets, checker, book, self.cancel.clone());
-        let mut parser = Parser::new(saver, self.header.uuid);
+        let uuid = (!self.doubtful).then_some(self.header.uuid);
+        let mut parser = Parser::new(saver, uuid);
         let saved = match self.indexed.take() {
             Some(indexed) => self.frames(&indexed, &mut parser, progress),
             None => self.stream(&mut parser, progress),

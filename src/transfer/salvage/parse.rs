@@ -1,8 +1,8 @@
 //! Finds the extents in bytes that may be damaged, and writes what is certainly right.
 //!
 //! A header has a checksum, data has none: an extent's data is only taken for right when the next header is where it has to
-//! be, or at a place where a damaged one may have been in between. When bytes are missing or too many within an extent, nobody
-//! knows which of its blocks are still where they belong, and all of it counts as lost.
+//! be, even if that one is damaged. When bytes are missing or too many within an extent, nobody knows which of its blocks are
+//! still where they belong, and all of it counts as lost.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -43,6 +43,14 @@ impl<'a> Saver<'a> {
 
     pub(super) fn damage(&mut self, what: String, offset: Option<u64>) {
         self.book.damage(what, offset);
+    }
+
+    /// What was saved of this part of the archive has no checksum that could be right.
+    pub(super) fn unverified(&mut self, offset: u64) {
+        self.book.doubtful = true;
+        let what =
+            "what is saved of the compressed data from here to the damage is not verified: its checksum is at its end";
+        self.book.damage(what.to_owned(), Some(offset));
     }
 
     /// The clusters of a part of the archive that is lost.
@@ -115,7 +123,8 @@ enum At {
 /// Goes through the bytes.
 pub(super) struct Parser<'a> {
     saver: Saver<'a>,
-    uuid: [u8; 16],
+    /// That of the archive; `None` until an extent tells it.
+    uuid: Option<[u8; 16]>,
     buf: Vec<u8>,
     /// Where the buffer begins in the stream of VMA bytes, counted over what was fed.
     start: u64,
@@ -132,7 +141,7 @@ pub(super) struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    pub(super) fn new(saver: Saver<'a>, uuid: [u8; 16]) -> Self {
+    pub(super) fn new(saver: Saver<'a>, uuid: Option<[u8; 16]>) -> Self {
         let (buf, places, holes) = (Vec::new(), Vec::new(), Vec::new());
         Self { saver, uuid, buf, start: 0, places, skip: 0, holes, last: None, open: None }
     }
@@ -141,7 +150,8 @@ impl<'a> Parser<'a> {
         &mut self.saver
     }
 
-    pub(super) fn into_saver(self) -> Saver<'a> {
+    pub(super) fn into_saver(mut self) -> Saver<'a> {
+        self.close(None);
         self.saver
     }
 
@@ -178,10 +188,17 @@ impl<'a> Parser<'a> {
     /// The stream has ended, or is broken here: what comes next has nothing to do with what is here.
     pub(super) fn end(&mut self) -> Result<(), TransferError> {
         self.parse(true)?;
-        self.close(None);
         self.start += self.buf.len() as u64;
         self.buf.clear();
         self.places.clear();
+        Ok(())
+    }
+
+    /// The stream is broken: the compressed data at byte `file` of the archive is damaged.
+    pub(super) fn broken_stream(&mut self, why: String, file: u64) -> Result<(), TransferError> {
+        let before = self.open.take();
+        self.end()?;
+        self.open = before.or(Some((why, file)));
         Ok(())
     }
 
@@ -214,7 +231,7 @@ impl<'a> Parser<'a> {
         let head: [u8; EXTENT_HEADER] = array(head, 0);
         let uuid = array(&head, 8);
         match ExtentHead::parse(&head, &uuid, 0) {
-            Ok(found) if uuid == self.uuid => At::Extent(found),
+            Ok(found) if self.uuid.is_none_or(|own| own == uuid) => At::Extent(found),
             Ok(found) => At::Foreign(found.len()),
             Err(VmaError::Damaged { damage, .. }) => At::Nothing(damage),
             Err(_) => At::Nothing(Damage::ExtentMagic(array(&head, 0))),
@@ -233,6 +250,12 @@ impl<'a> Parser<'a> {
             at += 1;
         }
         None
+    }
+
+    /// Whether what is at `at` was a header of this archive once.
+    fn resembles(&self, at: usize) -> bool {
+        let bytes = &self.buf[at.min(self.buf.len())..];
+        bytes.starts_with(MAGIC) || bytes.get(8..24).is_some_and(|uuid| self.uuid.is_some_and(|own| own == uuid))
     }
 
     /// Takes what is certain off the buffer; `last`: nothing follows.
@@ -269,6 +292,7 @@ impl<'a> Parser<'a> {
 
     /// An extent at `at`. Returns where to go on.
     fn extent(&mut self, head: &ExtentHead, at: usize, last: bool) -> Result<usize, TransferError> {
+        self.uuid.get_or_insert_with(|| array(&self.buf, at + 8));
         let first = head.pieces.first().map(|piece| (piece.device, piece.number));
         self.close(first);
         let end = at + head.len();
@@ -277,8 +301,15 @@ impl<'a> Parser<'a> {
             None if last && end == self.buf.len() => Some(end),
             _ => self.search(at + EXTENT_HEADER, self.buf.len()),
         };
-        // Headers and blocks are multiples of 512 bytes: where that does not fit, bytes are missing or too many.
-        let shifted = next.is_some_and(|next| next < end || (next - end) % EXTENT_HEADER != 0);
+        let shifted = match next {
+            Some(next) if next == end => false,
+            Some(next) if next < end => true,
+            // The end of the archive came in the middle of this extent.
+            None if last && end >= self.buf.len() => false,
+            None if last && self.buf[end..].iter().all(|byte| *byte == 0) => false,
+            // Headers and blocks are multiples of 512 bytes.
+            next => !self.resembles(end) || next.is_some_and(|next| (next - end) % EXTENT_HEADER != 0),
+        };
         if let Some(last) = head.pieces.last() {
             self.last = Some((last.device, last.number));
         }
