@@ -89,17 +89,18 @@ impl Container {
     ) -> Result<Self, MountError> {
         let name = path.display().to_string();
         let archive = TarArchive::open(host, path, cancel)?;
-        if !archive.is_random() {
+        if !archive.can_be_random()? {
             return Err(MountError::OnlyFromStart(name));
         }
         if let Some(note) = archive.note() {
             say(&note);
         }
-        let (tree, known) = read(&archive)?;
+        let (tree, known, seekable) = read(&archive)?;
         if tree.is_full {
             return Err(MountError::TooMany(name));
         }
-        let Some(bytes) = archive.bytes()? else { return Err(MountError::OnlyFromStart(name)) };
+        let bytes = if seekable.is_some() { seekable } else { archive.bytes()? };
+        let Some(bytes) = bytes else { return Err(MountError::OnlyFromStart(name)) };
         if tree.left_out > 0 {
             say(&format!("{} members are not shown: their names cannot be those of files", tree.left_out));
         }
@@ -122,8 +123,9 @@ impl Container {
     }
 }
 
-/// All files; without a table of members with all that is to be known of them.
-fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
+/// All files; without a table of members with all that is to be known of them, and the bytes of an archive that became
+/// readable at any place by that.
+fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), ArchiveError> {
     let mut builder = Builder::new();
     let in_table = archive.each_in_table(&mut |path, kind, size, offset| {
         if kind != b'V' {
@@ -133,10 +135,10 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
     if in_table {
         let tree = builder.finish();
         let headers = vec![Header::default(); tree.len()];
-        return Ok((tree, Known { headers, targets: HashMap::new() }));
+        return Ok((tree, Known { headers, targets: HashMap::new() }, None));
     }
     let (mut builder, mut known) = (Builder::new(), Known::default());
-    archive.each_member(&mut |member| {
+    let bytes = archive.each_member(&mut |member| {
         let kind = tar::sign(member.kind);
         if kind == b'V' {
             return;
@@ -147,7 +149,7 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
     })?;
     let tree = builder.finish();
     known.headers.resize(tree.len(), Header::default());
-    Ok((tree, known))
+    Ok((tree, known, bytes))
 }
 
 impl Known {
