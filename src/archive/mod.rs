@@ -7,6 +7,7 @@
 mod bytes;
 mod cache;
 mod disks;
+mod foreign;
 pub mod frame;
 mod framed;
 mod holds;

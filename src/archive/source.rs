@@ -10,6 +10,7 @@ use std::path::Path;
 use super::frame::{Container, Frame, Index, Unpacker};
 use super::input::{Packed, PolledRead};
 use super::packed::Method;
+use super::seek::SeekError;
 use super::tar::TarError;
 use super::vma::{Header, Reader, VmaError};
 use crate::host::{Cancel, Host};
@@ -72,6 +73,9 @@ pub enum ArchiveCause {
         /// Where, counted in uncompressed bytes.
         offset: u64,
     },
+    /// The compressed data is damaged or cannot be had.
+    #[error("{0}")]
+    Packed(#[from] SeekError),
     /// A frame is damaged.
     #[error("frame {frame} at byte {offset} of the file is damaged or cannot be read: {source}")]
     Frame {

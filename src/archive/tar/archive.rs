@@ -10,11 +10,14 @@ use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::sparse::Expanded;
 use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
+use crate::archive::foreign::{Foreign, Reading};
 use crate::archive::frame::{Frame, Unpacker, unwrap};
+use crate::archive::seek::{self, Seekable};
 use crate::archive::{ArchiveCause, ArchiveError, Indexed};
 use crate::host::{Cancel, Host};
 
@@ -72,6 +75,8 @@ enum Store {
     /// With a table, if that can be used.
     Frames(Indexed, Option<Root>),
     Plain(File),
+    /// Compressed by somebody else, and read once before.
+    Foreign(Arc<Seekable>),
     /// Opened again for each pass.
     Stream,
 }
@@ -82,6 +87,15 @@ impl TarArchive {
     /// # Errors
     /// When it cannot be read or is no archive.
     pub fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<Self, ArchiveError> {
+        Self::open_with(host, path, false, cancel)
+    }
+
+    /// As [`TarArchive::open`]. With `keep_index`, a foreign compressed archive is read once, and what that found is kept in a
+    /// file beside it, with which files in it are found sooner from then on.
+    ///
+    /// # Errors
+    /// As [`TarArchive::open`]; a file that cannot be written is worth a note only.
+    pub fn open_with(host: &Host, path: &Path, keep_index: bool, cancel: &Cancel) -> Result<Self, ArchiveError> {
         let source = TarSource::open(host, path, cancel)?;
         let mut note = source.note().map(str::to_owned);
         let store = match source.input {
@@ -95,6 +109,10 @@ impl TarArchive {
                 Store::Frames(indexed, root)
             }
             TarInput::Plain(file) => Store::Plain(file),
+            TarInput::Stream(_) if keep_index || Foreign::is_kept(path) => {
+                let opened = foreign(host, path, keep_index, &mut note, cancel);
+                opened.map_err(|cause| ArchiveError { archive: source.name.clone(), cause })?
+            }
             TarInput::Stream(_) => Store::Stream,
         };
         let (host, path, cancel) = (host.clone(), path.to_owned(), cancel.clone());
@@ -110,7 +128,7 @@ impl TarArchive {
     pub fn members(&self) -> Option<u64> {
         match &self.store {
             Store::Frames(_, root) => root.as_ref().map(|root| root.members),
-            Store::Plain(_) | Store::Stream => None,
+            Store::Plain(_) | Store::Foreign(_) | Store::Stream => None,
         }
     }
 
@@ -278,6 +296,7 @@ impl TarArchive {
                 Ok(Box::new(Frames::from(indexed, file, offset).map_err(failed)?))
             }
             Store::Plain(file) => Ok(Box::new(At { file: file.try_clone().map_err(failed)?, offset })),
+            Store::Foreign(bytes) => Ok(Box::new(Reading(Arc::clone(bytes), offset))),
             Store::Stream => {
                 let mut stream = self.again()?;
                 let skipped = io::copy(&mut (&mut stream).take(offset), &mut io::sink()).map_err(failed)?;
@@ -303,14 +322,12 @@ impl TarArchive {
         let mut buf = vec![0; PIECE];
         loop {
             // Headers are few and far between: where that is possible, data is passed over.
-            if let Store::Plain(file) = &self.store
-                && walker.skippable() > 0
-            {
+            let anywhere = matches!(self.store, Store::Plain(_) | Store::Foreign(_));
+            if anywhere && walker.skippable() > 0 {
                 walker.skip(walker.skippable());
-                let file = file.try_clone().map_err(|e| self.failed(ArchiveCause::Open(e)))?;
-                data = Box::new(At { file, offset: walker.offset() });
+                data = self.data(walker.offset())?;
             }
-            let most = if matches!(self.store, Store::Plain(_)) { 16 * BLOCK } else { PIECE };
+            let most = if anywhere { 16 * BLOCK } else { PIECE };
             let count = match data.read(&mut buf[..most]) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 count => {
@@ -330,6 +347,25 @@ impl TarArchive {
             }
         }
     }
+}
+
+/// A foreign archive through what is kept beside it, or is to be.
+fn foreign(
+    host: &Host,
+    path: &Path,
+    keep: bool,
+    note: &mut Option<String>,
+    cancel: &Cancel,
+) -> Result<Store, ArchiveCause> {
+    let file = File::open(path).map_err(ArchiveCause::Open)?;
+    let mut start = [0; 16];
+    let got = file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?;
+    // The rest of the stock programs' formats has no places to begin at.
+    let Some(method) = seek::Method::recognise(&start[..got]) else { return Ok(Store::Stream) };
+    let mut foreign = Foreign { host, path, file, method, keep, cancel, note: note.take() };
+    let bytes = foreign.tar()?;
+    *note = foreign.note;
+    Ok(Store::Foreign(Arc::new(bytes)))
 }
 
 /// A file from an offset on.
