@@ -16,7 +16,6 @@ fn kept(dir: &Path, line: &str) -> Option<(PathBuf, Beside, Vec<u8>)> {
     let file = File::open(&path).unwrap();
     assert!(beside.save(&path, &file, &Fingerprint::of(&file).unwrap()).unwrap());
     let bytes = std::fs::read(Beside::path(&path)).unwrap();
-    if let Some(d) = std::env::var_os("DUMP") { std::fs::write(PathBuf::from(d).join(line.split(' ').next().unwrap()), &bytes).unwrap(); }
     Some((path, beside, bytes))
 }
 
