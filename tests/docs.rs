@@ -74,8 +74,21 @@ fn every_error_is_explained() {
         })
         .collect();
     let rooms = [
-        "job", "guest", "storage", "transfer", "qemu", "schema", "config", "restore", "image", "archive", "host",
-        "notify", "schedule",
+        "job",
+        "guest",
+        "storage",
+        "transfer",
+        "qemu",
+        "schema",
+        "config",
+        "restore",
+        "image",
+        "archive",
+        "host",
+        "notify",
+        "schedule",
+        "filesystem",
+        "mount",
     ];
     let texts: Vec<_> = rooms.iter().flat_map(|room| error_texts(&root().join("src").join(room))).collect();
     assert!(texts.len() > 150, "only {} errors were found in the sources", texts.len());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::bytes::PlainBytes;
 use super::cache::{PieceCache, Weight};
-use super::foreign::Foreign;
+use super::foreign::{FirstPass, Foreign};
 use super::framed::Framed;
 use super::seek;
 use super::source::recognise;
@@ -59,27 +59,27 @@ impl VmaArchive {
     /// # Errors
     /// When it cannot be read, is no archive, or not a complete one.
     pub fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<Arc<Self>, ArchiveError> {
-        Self::open_with(host, path, false, cancel)
+        Self::open_with(host, path, FirstPass::Read, cancel)
     }
 
-    /// As [`VmaArchive::open`]. With `keep_index`, what reading a foreign compressed archive once found is kept in a file beside
-    /// it, from which it is opened at once the next time.
+    /// As [`VmaArchive::open`]; `first` says what to do when that takes reading all of it.
     ///
     /// # Errors
-    /// As [`VmaArchive::open`]; a file that cannot be written is worth a note only.
-    pub fn open_with(
-        host: &Host,
-        path: &Path,
-        keep_index: bool,
-        cancel: &Cancel,
-    ) -> Result<Arc<Self>, ArchiveError> {
+    /// As [`VmaArchive::open`]; see also [`ArchiveError::is_unsupported`]. That nothing can be kept is worth a note only.
+    pub fn open_with(host: &Host, path: &Path, first: FirstPass, cancel: &Cancel) -> Result<Arc<Self>, ArchiveError> {
         let name = path.display().to_string();
-        Self::of_file(host, path, name.clone(), keep_index, cancel)
+        Self::of_file(host, path, name.clone(), first, cancel)
             .map(Arc::new)
             .map_err(|cause| ArchiveError { archive: name, cause })
     }
 
-    fn of_file(host: &Host, path: &Path, name: String, keep: bool, cancel: &Cancel) -> Result<Self, ArchiveCause> {
+    fn of_file(
+        host: &Host,
+        path: &Path,
+        name: String,
+        first: FirstPass,
+        cancel: &Cancel,
+    ) -> Result<Self, ArchiveCause> {
         let file = File::open(path).map_err(ArchiveCause::Open)?;
         let meta = file.metadata().map_err(ArchiveCause::Open)?;
         if !meta.is_file() {
@@ -100,7 +100,7 @@ impl VmaArchive {
                 (header, map, Box::new(bytes), note)
             }
             Some(method) => {
-                let mut foreign = Foreign { host, path, file, method, keep, cancel, note };
+                let mut foreign = Foreign { host, path, file, method, first, cancel, note };
                 let (header, map, bytes) = foreign.vma()?;
                 (header, map, Box::new(bytes), foreign.note)
             }

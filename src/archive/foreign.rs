@@ -18,14 +18,24 @@ use crate::host::{Cancel, Host, files};
 const VMA: &[u8; 4] = b"vma\0";
 const TAR: &[u8; 4] = b"tar\0";
 
+/// What becomes of a compressed archive that has no index of frames, and nothing beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstPass {
+    /// It is not read; who wants a stream reads it once only.
+    Never,
+    /// It is read once, after which it can be read at any place.
+    Read,
+    /// The same, and what that found is kept beside it.
+    Keep,
+}
+
 /// A foreign archive that is being opened.
 pub(super) struct Foreign<'a> {
     pub(super) host: &'a Host,
     pub(super) path: &'a Path,
     pub(super) file: File,
     pub(super) method: Method,
-    /// What a pass over the archive finds is kept beside it.
-    pub(super) keep: bool,
+    pub(super) first: FirstPass,
     pub(super) cancel: &'a Cancel,
     /// Worth a line in the log.
     pub(super) note: Option<String>,
@@ -59,18 +69,16 @@ impl Foreign<'_> {
         Ok((header, map, bytes))
     }
 
-    /// The data of an archive of a container.
-    pub(super) fn tar(&mut self) -> Result<Seekable, ArchiveCause> {
+    /// The data of an archive of a container; none when it is to be read as a stream.
+    pub(super) fn tar(&mut self) -> Result<Option<Seekable>, ArchiveCause> {
         if let Some((bytes, _)) = self.kept(TAR)? {
-            return Ok(bytes);
+            return Ok(Some(bytes));
+        }
+        if self.first == FirstPass::Never {
+            return Ok(None);
         }
         let (beside, made_of) = self.pass(&mut |_| Ok(()))?;
-        self.finish(beside, &made_of, TAR, Vec::new)
-    }
-
-    /// Whether there is something to be used beside the archive at `path`, be it good or not.
-    pub(super) fn is_kept(path: &Path) -> bool {
-        Beside::path(path).exists()
+        self.finish(beside, &made_of, TAR, Vec::new).map(Some)
     }
 
     /// What is kept beside the archive about one of this kind, and our bytes in it.
@@ -97,10 +105,13 @@ impl Foreign<'_> {
 
     fn unusable(&mut self, why: &dyn Display) {
         let beside = Beside::path(self.path);
-        self.note = Some(format!("'{}' {why}; the whole archive was read instead", beside.display()));
+        self.note = Some(format!("'{}' {why}; the archive is read without it", beside.display()));
     }
 
     fn pass(&mut self, sink: Sink<'_>) -> Result<(Beside, Fingerprint), ArchiveCause> {
+        if self.first == FirstPass::Never {
+            return Err(ArchiveCause::Open(io::ErrorKind::Unsupported.into()));
+        }
         let made_of = Fingerprint::of(&self.file).map_err(ArchiveCause::Open)?;
         let file = self.file.try_clone().map_err(ArchiveCause::Open)?;
         let (points, done) = scan(self.host, &(Arc::new(file) as _), self.method, sink, self.cancel);
@@ -117,7 +128,7 @@ impl Foreign<'_> {
         ours: impl FnOnce() -> Vec<u8>,
     ) -> Result<Seekable, ArchiveCause> {
         let mut notes: Vec<_> = self.note.take().into_iter().chain(beside.points.notes().first().cloned()).collect();
-        if self.keep {
+        if self.first == FirstPass::Keep {
             beside.extra = [kind.as_slice(), &ours()].concat();
             match beside.save(self.path, &self.file, made_of) {
                 Ok(true) => {}

@@ -70,7 +70,7 @@ pub(super) struct Decompressor {
 }
 
 /// What the child is to read.
-pub(super) enum Packed {
+pub(crate) enum Packed {
     File(File),
     Stream(Box<dyn Read + Send>),
 }

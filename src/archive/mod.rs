@@ -20,10 +20,13 @@ pub mod vma;
 
 pub(crate) use bytes::Bytes;
 pub use disks::VmaArchive;
+pub use foreign::FirstPass;
 pub use holds::{Holds, holds};
+pub(crate) use input::Packed;
 pub(crate) use input::{PolledRead, verdict};
+pub(crate) use packed::Method;
 pub use source::{ArchiveCause, ArchiveError, Source};
-pub(crate) use source::{Indexed, Input};
+pub(crate) use source::{FOREIGN_INDEX, Indexed, Input, recognise};
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

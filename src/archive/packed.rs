@@ -11,7 +11,7 @@ const READ: usize = 1 << 20;
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     Plain,
     Zstd,
     Gzip,
@@ -35,7 +35,7 @@ impl Method {
     }
 
     /// What may have an index.
-    pub(super) fn container(self) -> Option<Container> {
+    pub(crate) fn container(self) -> Option<Container> {
         match self {
             Self::Zstd => Some(Container::Zstd),
             Self::Gzip => Some(Container::Gzip),
@@ -44,7 +44,7 @@ impl Method {
     }
 
     /// The data without the compression. `stop` is set when it is dropped while a child works.
-    pub(super) fn unpack(
+    pub(crate) fn unpack(
         self,
         host: &Host,
         packed: Packed,

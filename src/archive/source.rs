@@ -19,7 +19,7 @@ use crate::host::{Cancel, Host};
 pub(super) const VMA_MAGIC: &[u8] = b"VMA\0";
 
 /// What is noted about an archive with an index that is not its own.
-pub(super) const FOREIGN_INDEX: &str = "the index at the end of the archive belongs to another one; reading without it";
+pub(crate) const FOREIGN_INDEX: &str = "the index at the end of the archive belongs to another one; reading without it";
 
 /// An archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,13 @@ pub struct ArchiveError {
     /// What is wrong.
     #[source]
     pub cause: ArchiveCause,
+}
+
+impl ArchiveError {
+    /// Whether it is only that an archive of this kind cannot be read at any place.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(&self.cause, ArchiveCause::Open(e) if e.kind() == io::ErrorKind::Unsupported)
+    }
 }
 
 /// What is wrong with an archive.
@@ -288,13 +295,21 @@ impl Source {
         }
     }
 
+    /// The extents one after the other; `None` for an archive with an index.
+    pub fn into_reader(self) -> Option<Reader<Box<dyn Read + Send>>> {
+        match self.input {
+            Input::Stream(reader) => Some(reader),
+            Input::Indexed(_) => None,
+        }
+    }
+
     /// Something worth a line in the log: the archive has an index, but it cannot be used.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 }
 
-pub(super) fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
+pub(crate) fn recognise(start: &[u8]) -> Result<Method, ArchiveCause> {
     match Method::recognise(start) {
         Some(method @ (Method::Zstd | Method::Gzip | Method::Lzop)) => Ok(method),
         None if start.starts_with(VMA_MAGIC) => Ok(Method::Plain),

@@ -1,19 +1,27 @@
 //! The command lines: picks one by `argv[0]` or by the first word, parses, prints, returns the exit code.
 
+mod compare;
 mod complete;
+mod convert;
 mod guard;
+mod index;
 mod jobs;
 mod list;
+mod live;
 mod look;
+mod map;
+mod mount;
 mod native;
 mod pct;
 mod probe;
 mod qmrestore;
+mod restore;
 mod restoring;
 mod shelf;
 mod show;
 mod unlock;
 mod verify;
+mod vma;
 mod vzdump;
 
 use std::ffi::OsString;
@@ -27,7 +35,7 @@ use crate::host::Host;
 /// Exit code of everything that failed, as the original has it.
 const FAILED: u8 = 255;
 
-/// Runs the command line named by `argv[0]` (`vzdump`, `qmrestore`, `pct`) or, when called as `vzkeep`, by the first word.
+/// Runs the command line named by `argv[0]` (`vzdump`, `qmrestore`, `pct`, `vma`) or, when called as `vzkeep`, by the first word.
 pub fn run(argv: Vec<OsString>) -> ExitCode {
     let name = argv.first().and_then(|word| Path::new(word).file_name()?.to_str()).unwrap_or_default();
     let args = argv.get(1..).unwrap_or_default();
@@ -43,6 +51,7 @@ fn drop_in(name: &str, args: &[OsString]) -> Option<ExitCode> {
     match name {
         "vzdump" => Some(vzdump::run(args)),
         "qmrestore" => Some(qmrestore::run(args)),
+        "vma" => Some(vma::run(args)),
         "pct" => Some(pct::run_as_pct(args)),
         "pct-restore" => Some(pct::run(args)),
         crate::storage::probe::WORD => Some(probe::run(args)),

@@ -41,6 +41,11 @@ enum Verb {
     /// Archives of vzkeep have a checksum for every byte. Those of others are held against what they have: the checksums of their
     /// compression, and their structure. The exit code is 1 when an archive is damaged, 255 when one cannot be judged.
     Verify(super::verify::Verify),
+    /// Serve the disks of an archive over NBD, to read or, with an overlay, also to write
+    ///
+    /// Prints a line for each disk: name, size, and the URI that QEMU, nbdcopy and others take; the name works without
+    /// 'drive-', too. Runs until it gets Ctrl-C or TERM; then requests under way are answered and the socket is removed.
+    Map(super::map::Map),
     /// List what a directory in the archive of a container holds: kind, size and name
     ///
     /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
@@ -64,6 +69,32 @@ enum Verb {
         /// The file in it, such as etc/hostname
         member: OsString,
     },
+    /// Restore the disks of a virtual machine's archive as files, or one of them onto a block device
+    ///
+    /// Into a directory: the configuration files and 'drive-scsi0.raw' (or .qcow2) for each disk, which have their names only
+    /// when all of them are complete. Onto a block device: exactly one disk; what is behind its end there stays as it is.
+    /// Nothing that exists is overwritten but the block device.
+    Restore(super::restore::Restore),
+    /// Compare two archives, restored directories or disk images byte by byte
+    ///
+    /// Exit code 0 when all disks and configuration files are the same, 1 when anything differs, 255 when that cannot be found
+    /// out.
+    Compare(super::compare::Compare),
+    /// Write the archive of a virtual machine anew, compressed in another way or not at all
+    ///
+    /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
+    Convert(super::convert::Convert),
+    /// Read archives of other programs once, and keep beside them what it takes to read them at any place
+    ///
+    /// Writes '<archive>.idx' for .zst, .gz and .lzo files that vzkeep did not make: with it, 'map', 'mount' and 'cat' begin at
+    /// once. It is used only while the archive is what it was, and may be removed at any time.
+    Index(super::index::Index),
+    Mount(super::mount::Mount),
+    /// Restore a virtual machine that runs within seconds, while its data is copied behind it
+    ///
+    /// As 'qmrestore --live-restore'. The machine is complete, and unlocked, when the command ends. If it fails or is
+    /// stopped before, the machine is removed again, with all it has written since.
+    LiveRestore(super::live::LiveRestore),
     /// Print the man page of a program
     Man {
         /// The program
@@ -139,8 +170,15 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::List(list) => return super::list::run(&list),
         Verb::Show(show) => return super::show::run(&show),
         Verb::Verify(verify) => return super::verify::run(&verify),
+        Verb::Map(map) => return super::map::run(&map),
         Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
         Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
+        Verb::Restore(given) => return super::restore::run(&given),
+        Verb::Compare(given) => return super::compare::run(&given),
+        Verb::Index(given) => return super::index::run(&given),
+        Verb::Convert(given) => return super::convert::run(&given),
+        Verb::Mount(args) => return super::mount::run(&args),
+        Verb::LiveRestore(live) => return super::live::run(live),
         Verb::Jobs(jobs) => return super::jobs::run(&jobs),
         Verb::Man { program } => say(&man(program)),
         Verb::Completion { program, shell } => match completion(program, shell) {

@@ -1,7 +1,7 @@
 //! `qmrestore <archive> <vmid>`: words, messages and exit codes as those of the node's own; the work is done in `restore`.
 
-use super::restoring::{Input, Restore, Wish, called};
-use crate::archive::Source;
+use super::restoring::{Input, Restore, Wish, called, ctime};
+use crate::archive::{Source, VmaArchive, vma::Header};
 use crate::config::Fresh;
 use crate::guest::conffile::Kind as GuestKind;
 use crate::guest::monitor::QemuMonitor;
@@ -26,14 +26,16 @@ pub fn run(args: &[OsString]) -> ExitCode {
     called(args, &QMRESTORE, RestoreOptions::parse, restore)
 }
 
-fn restore(given: RestoreOptions) -> Result<()> {
+/// Restores as the options say.
+pub(super) fn restore(given: RestoreOptions) -> Result<()> {
     let host = Host::from_env();
     let monitor = QemuMonitor::new(&host);
     let wish = Wish {
         kind: GuestKind::Vm,
         vmid: given.vmid.get(),
         force: given.force,
-        start: given.start,
+        // A guest that is restored while it runs is started already.
+        start: given.start && !given.live,
         bwlimit: given.bwlimit,
     };
     let restore = Restore::new(&host, &monitor, wish)?;
@@ -45,7 +47,7 @@ fn restore(given: RestoreOptions) -> Result<()> {
         mac_prefix: restore.datacenter.mac_prefix().unwrap_or_default().to_owned(),
     };
     let input = restore.input(&given.archive)?;
-    let vm = Vm { restore: &restore, options };
+    let vm = Vm { restore: &restore, options, live: given.live };
     restore.run(&|record, existing, log| vm.restore(&input, record, existing, log))
 }
 
@@ -53,6 +55,7 @@ fn restore(given: RestoreOptions) -> Result<()> {
 struct Vm<'a> {
     restore: &'a Restore<'a>,
     options: Options,
+    live: bool,
 }
 
 impl Vm<'_> {
@@ -65,18 +68,22 @@ impl Vm<'_> {
     ) -> Result<Vec<String>> {
         let (host, cancel) = (self.restore.host, &self.restore.cancel);
         let bare = |line: &str| log.line(Kind::Bare, line);
-        let source = match input {
+        let archive = match input {
             Input::Stdin => {
                 bare("restore vma archive: from standard input");
                 let fd = std::io::stdin().as_fd().try_clone_to_owned().context("standard input cannot be read")?;
-                Source::from_fd(host, "stdin", fd, cancel)?
+                Archive::Stream(Box::new(Source::from_fd(host, "stdin", fd, cancel)?))
             }
             Input::File(path) => {
                 bare(&format!("restore vma archive: {}", path.display()));
-                Source::open(host, &host.path(path), cancel)?
+                if self.live {
+                    Archive::Disks(super::live::open(host, path, log, cancel)?)
+                } else {
+                    Archive::Stream(Box::new(Source::open(host, &host.path(path), cancel)?))
+                }
             }
         };
-        let header = source.header().clone();
+        let header = archive.header().clone();
         for (name, data) in &header.configs {
             bare(&format!("CFG: size: {} name: {name}", data.len()));
         }
@@ -107,8 +114,13 @@ impl Vm<'_> {
                 None => log.line(Kind::Bare, line),
             },
         };
-        let data = Box::new(Archive { source, bwlimit: limit });
-        let left = execute(&mut plan, data, record, &mut tools).map_err(|e| match e {
+        let left = match archive {
+            Archive::Stream(source) => {
+                execute(&mut plan, Box::new(Stream { source: *source, bwlimit: limit }), record, &mut tools)
+            }
+            Archive::Disks(disks) => super::live::execute(&mut plan, &disks, limit, record, &mut tools),
+        };
+        let left = left.map_err(|e| match e {
             ExecuteError::Step(why) => anyhow!("unable to restore VM {} - {why}", self.options.vmid),
             other => anyhow::Error::new(other),
         })?;
@@ -119,19 +131,28 @@ impl Vm<'_> {
     }
 }
 
-/// `Sun Nov 22 09:25:34 2026`, local time.
-fn ctime(seconds: i64) -> String {
-    let at = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
-    at.strftime("%a %b %e %H:%M:%S %Y").to_string()
+/// The archive, read once from its begin to its end, or at any place.
+enum Archive {
+    Stream(Box<Source>),
+    Disks(Arc<VmaArchive>),
+}
+
+impl Archive {
+    fn header(&self) -> &Header {
+        match self {
+            Self::Stream(source) => source.header(),
+            Self::Disks(disks) => disks.header(),
+        }
+    }
 }
 
 /// The archive, as `restore` wants it.
-struct Archive {
+struct Stream {
     source: Source,
     bwlimit: Option<u64>,
 }
 
-impl Data for Archive {
+impl Data for Stream {
     fn copy(
         self: Box<Self>,
         targets: &BTreeMap<u8, Arc<dyn Target>>,

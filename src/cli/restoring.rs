@@ -285,6 +285,12 @@ pub(super) fn read_or_empty(path: &Path) -> Result<String> {
     }
 }
 
+/// `Sun Nov 22 09:25:34 2026`, local time.
+pub(super) fn ctime(seconds: i64) -> String {
+    let at = jiff::Timestamp::from_second(seconds).unwrap_or_default().to_zoned(jiff::tz::TimeZone::system());
+    at.strftime("%a %b %e %H:%M:%S %Y").to_string()
+}
+
 /// Runs a restore as it was called: help, or `restore` with what `parse` makes of the words.
 pub(super) fn called<T>(
     args: &[OsString],
@@ -310,7 +316,7 @@ pub(super) fn called<T>(
 }
 
 /// Says how it ended.
-fn ended(result: Result<()>) -> ExitCode {
+pub(super) fn ended(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

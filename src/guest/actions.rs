@@ -139,6 +139,14 @@ impl GuestActions for NodeActions<'_> {
         Ok(Some(format!("stopped VM {vmid}")))
     }
 
+    fn end(&self, vmid: u32) -> Step {
+        if self.status(vmid)? != "running" {
+            return Ok(None);
+        }
+        output(self.host, "qm", &["stop", &vmid.to_string(), "--skiplock"])?;
+        Ok(Some(format!("stopped VM {vmid}")))
+    }
+
     fn free(&self, volid: &str) -> Step {
         free_volume(self.host, volid)
     }

@@ -6,15 +6,15 @@
 //! works on the thing is gone. Standard input, because LVM's programs close every other file they were given.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::record::DIRECTORY;
-use crate::host::Host;
-use crate::host::child;
-use crate::host::files;
+use crate::host::{Host, bridge, child, files};
 
 /// How long what a killed run has begun to make is waited for before what it made is removed; whoever undoes comes again later.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,6 +34,21 @@ pub fn output(host: &Host, program: &str, args: &[&str]) -> Result<String, Strin
 pub fn make(host: &Host, vmid: u32, limit: Option<Duration>, command: &mut Command) -> Result<String, String> {
     let marked = mark(host, vmid).map_err(|e| format!("marking what is made for guest {vmid} failed: {e}"))?;
     child::said(command, marked.into(), limit)
+}
+
+/// As [`make`], for a verb of the bridge: the marked file holds the request.
+///
+/// # Errors
+/// What the bridge said, and when it cannot be marked; then it is not called.
+pub fn make_by_bridge(host: &Host, vmid: u32, limit: Duration, verb: &str, request: &Value) -> Result<Value, String> {
+    let written = mark(host, vmid).and_then(|mut marked| {
+        marked.set_len(0)?;
+        marked.write_all(request.to_string().as_bytes())?;
+        marked.rewind()?;
+        Ok(marked)
+    });
+    let marked = written.map_err(|e| format!("marking what is made for guest {vmid} failed: {e}"))?;
+    bridge::call_with(host, verb, marked, limit).map_err(|e| e.to_string())
 }
 
 /// Waits until nothing is made for guest `vmid` any more.

@@ -81,9 +81,17 @@ impl Held {
         RecordError::Io { vmid: self.vmid, op, path: self.path.clone(), source }
     }
 
-    fn append(&self, file: &mut File, line: &Line, durable: bool) -> Result<(), RecordError> {
-        let mut text = serde_json::to_string(line).map_err(|e| self.err("write", e.into()))?;
-        text.push('\n');
+    fn append(&self, file: &mut File, line: Line, durable: bool) -> Result<(), RecordError> {
+        self.append_all(file, &[line], durable)
+    }
+
+    /// Appends lines by one write: a kill leaves all of them or none.
+    fn append_all(&self, file: &mut File, lines: &[Line], durable: bool) -> Result<(), RecordError> {
+        let mut text = String::new();
+        for line in lines {
+            text += &serde_json::to_string(line).map_err(|e| self.err("write", e.into()))?;
+            text.push('\n');
+        }
         file.write_all(text.as_bytes()).map_err(|e| self.err("write", e))?;
         if durable {
             file.sync_data().map_err(|e| self.err("sync", e))?;
@@ -137,7 +145,7 @@ impl Record {
         };
         let mut file = OpenOptions::new().create(true).append(true).open(&held.path).map_err(io_err("open"))?;
         file.set_len(0).map_err(io_err("truncate"))?;
-        held.append(&mut file, &Line::Owner(owner), true)?;
+        held.append(&mut file, Line::Owner(owner), true)?;
         sync_parent(&held.path).map_err(io_err("sync the directory of"))?;
         Ok(Self { held, file })
     }
@@ -152,7 +160,7 @@ impl Record {
     /// # Errors
     /// When the note cannot be written; then the action must not happen.
     pub fn note(&mut self, intent: &Intent) -> Result<(), RecordError> {
-        self.held.append(&mut self.file, &Line::Intent(intent.clone()), intent.outlives_boot())
+        self.held.append(&mut self.file, Line::Intent(intent.clone()), intent.outlives_boot())
     }
 
     /// Notes that `intent` was undone (the guest resumed, the file renamed or removed) and needs no recovery any more.
@@ -160,7 +168,16 @@ impl Record {
     /// # Errors
     /// As [`Record::note`].
     pub fn done(&mut self, intent: &Intent) -> Result<(), RecordError> {
-        self.held.append(&mut self.file, &Line::Done(intent.clone()), intent.outlives_boot())
+        self.held.append(&mut self.file, Line::Done(intent.clone()), intent.outlives_boot())
+    }
+
+    /// As [`Record::done`] for all of `intents` at once: a kill finds either none of them undone or all.
+    ///
+    /// # Errors
+    /// As [`Record::note`].
+    pub fn all_done<'a>(&mut self, intents: impl Iterator<Item = &'a Intent>) -> Result<(), RecordError> {
+        let lines: Vec<Line> = intents.cloned().map(Line::Done).collect();
+        self.held.append_all(&mut self.file, &lines, true)
     }
 
     /// Gives the run up: what it still has noted is to be undone by [`recover`](super::recover::recover), like another's.
@@ -241,7 +258,7 @@ impl Orphan {
     /// # Errors
     /// When the note cannot be written.
     pub fn resolve(&mut self, intent: &Intent) -> Result<(), RecordError> {
-        self.held.append(&mut self.file, &Line::Done(intent.clone()), false)?;
+        self.held.append(&mut self.file, Line::Done(intent.clone()), false)?;
         self.intents.retain(|i| i != intent);
         Ok(())
     }

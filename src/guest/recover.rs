@@ -39,6 +39,8 @@ pub trait GuestActions {
     fn start(&self, vmid: u32, leaving: Option<u32>) -> Step;
     /// Stops the guest if its QEMU runs and it has not been let run since.
     fn stop(&self, vmid: u32) -> Step;
+    /// Stops the guest if its QEMU runs, whatever it has done since it was started.
+    fn end(&self, vmid: u32) -> Step;
     /// Removes a volume; one that is gone already is fine.
     fn free(&self, volid: &str) -> Step;
 }
@@ -73,11 +75,14 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
     let mut swept = true;
     let mut sending = false;
     let mut torn = false;
+    let mut lives = false;
     for intent in intents {
         let waits_for_sweep =
             matches!(intent, Intent::File { in_qemu: true, .. } | Intent::Volume { in_qemu: true, .. });
         let outcome = if waits_for_sweep && !swept {
             Err("QEMU may still have it open".to_owned())
+        } else if lives && rank(&intent) > LIVE {
+            Err("the guest may still run from what was restored so far".to_owned())
         } else if sending && matches!(intent, Intent::ConfigLock { .. }) {
             Err("a backup may still run in the guest's QEMU".to_owned())
         } else if torn && matches!(intent, Intent::ConfigLock { .. }) {
@@ -99,12 +104,16 @@ pub fn recover(host: &Host, orphan: &mut Orphan, actions: &dyn GuestActions, cla
                 swept &= !matches!(intent, Intent::Session { .. });
                 sending |= matches!(intent, Intent::QemuBackup);
                 torn |= matches!(intent, Intent::OldFirewall { .. });
+                lives |= matches!(intent, Intent::LiveGuest { .. });
                 report.failed.push(format!("{} could not be undone: {e}", describe(&intent)));
             }
         }
     }
     report
 }
+
+/// The rank of a guest that is being restored while it runs. All that is undone later belongs to it.
+const LIVE: u8 = 4;
 
 /// The order of undoing: first what keeps the guest from running, last what keeps others from touching it.
 fn rank(intent: &Intent) -> u8 {
@@ -116,6 +125,7 @@ fn rank(intent: &Intent) -> u8 {
         Intent::Session { .. } => 2,
         Intent::QemuBackup => 2,
         Intent::Started => 3,
+        Intent::LiveGuest { .. } => LIVE,
         Intent::ShutDown { .. } => 4,
         Intent::Volume { .. } => 5,
         Intent::StorageSnapshot { .. } => 5,
@@ -142,6 +152,7 @@ pub fn describe(intent: &Intent) -> String {
         Intent::SwitchedOn { of } => format!("{of}, which was switched on"),
         Intent::ShutDown { .. } => "shut down guest".into(),
         Intent::Started => "started guest".into(),
+        Intent::LiveGuest { .. } => "guest that was being restored while it ran".into(),
         Intent::QemuBackup => "backup that the guest's QEMU sends".into(),
         Intent::Session { qmp } => format!("backup session in the QEMU behind '{}'", qmp.display()),
         Intent::File { path, .. } => format!("file '{}'", path.display()),
@@ -167,6 +178,9 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::Session { qmp } => actions.sweep(vmid, qmp),
         Intent::ShutDown { qemu } => actions.start(vmid, *qemu),
         Intent::Started => actions.stop(vmid),
+        Intent::LiveGuest { old } => {
+            wait_for_makers(host, vmid).and_then(|()| end_live(host, vmid, old.as_deref(), actions))
+        }
         Intent::File { path, .. } => remove_path(host, path, |p, _| remove_unless_locked(p)),
         Intent::Dir { path } => remove_path(host, path, |p, gone| {
             files::remove_tree(p, &|| {
@@ -208,6 +222,22 @@ pub fn free_unless_named(host: &Host, volid: &str, actions: &dyn GuestActions) -
         Ok(false) => actions.free(volid),
         Err(e) => Err(format!("whether a guest uses it cannot be told: {e}")),
     }
+}
+
+/// Ends a guest that was being restored while it ran, and puts back the config of the one it was to replace, or the placeholder.
+/// Its lock goes later, with the note of that.
+fn end_live(host: &Host, vmid: u32, old: Option<&[u8]>, actions: &dyn GuestActions) -> Step {
+    let ours = |config: &[u8]| conffile::lock_of(config).as_deref() == Some("create");
+    match conffile::read(host, vmid) {
+        Ok(Some(config)) if ours(&config) => {}
+        Ok(_) => return Ok(None),
+        Err(e) => return Err(format!("whether the restore was complete cannot be told: {e}")),
+    }
+    let ended = actions.end(vmid)?;
+    let before = conffile::with_lock(old.unwrap_or_default(), Some("create"));
+    conffile::edit(host, vmid, |config| Ok(config.filter(|config| ours(config)).map(|_| before)))
+        .map_err(|e| format!("the config from before cannot be put back: {e}"))?;
+    Ok(ended)
 }
 
 /// Removes a file, but not one that a living run writes: an archive's name that was noted may have become another node's

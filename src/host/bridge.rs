@@ -2,12 +2,15 @@
 //! `vzkeep-pve-bridge <verb>`, a JSON object on standard input, a JSON value on standard output; errors are
 //! `{"error": "..."}` and a non-zero exit.
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::Host;
+use super::child::{self, Ended};
 
 /// Name of the bridge program, found through `PATH`.
 pub const PROGRAM: &str = "vzkeep-pve-bridge";
@@ -69,17 +72,36 @@ pub fn call(host: &Host, verb: &str, request: &Value) -> Result<Value, BridgeErr
         }
     }
     let output = child.wait_with_output().map_err(run)?;
-    let answer: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+    answer(verb, output.status, &output.stdout, &output.stderr)
+}
+
+/// As [`call`], with the request in a file that the bridge gets as its standard input and keeps open as long as it is at work.
+///
+/// # Errors
+/// As [`call`], and when it takes longer than `limit`; then it is ended.
+pub fn call_with(host: &Host, verb: &str, request: File, limit: Duration) -> Result<Value, BridgeError> {
+    match child::fed(host.command(PROGRAM).arg(verb), request.into(), limit) {
+        Ok(Ended::Exited(output)) => answer(verb, output.status, &output.stdout, &output.stderr),
+        Ok(Ended::Late(_) | Ended::Cancelled) => {
+            Err(BridgeError::Answer { verb: verb.to_owned(), detail: "got timeout".into() })
+        }
+        Err(source) => Err(BridgeError::Run { verb: verb.to_owned(), source }),
+    }
+}
+
+/// What the bridge's output says.
+fn answer(verb: &str, status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Result<Value, BridgeError> {
+    let answer: Option<Value> = serde_json::from_slice(stdout).ok();
     if let Some(message) = answer.as_ref().and_then(|a| a.get("error")).and_then(Value::as_str) {
         return Err(BridgeError::Refused { verb: verb.to_owned(), message: message.trim_end().to_owned() });
     }
     match answer {
-        Some(value) if output.status.success() => Ok(value),
+        Some(value) if status.success() => Ok(value),
         _ => {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let stdout = String::from_utf8_lossy(&output.stdout);
+            let stderr = String::from_utf8_lossy(stderr);
+            let stdout = String::from_utf8_lossy(stdout);
             let detail = [stderr.trim(), stdout.trim()].into_iter().find(|t| !t.is_empty()).unwrap_or("no output");
-            let detail = format!("{} ({})", detail.lines().last().unwrap_or_default(), output.status);
+            let detail = format!("{} ({})", detail.lines().last().unwrap_or_default(), status);
             Err(BridgeError::Answer { verb: verb.to_owned(), detail })
         }
     }

@@ -80,10 +80,7 @@ pub fn run(command: &mut Command, input: Option<Vec<u8>>, limit: Duration, cance
 pub fn said(command: &mut Command, stdin: Stdio, limit: Option<Duration>) -> Result<String, String> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
-    let ended = finish(command.env("LC_ALL", "C").stdin(stdin), None, limit.unwrap_or(LIFETIME), &Cancel::new());
-    // The command's standard input is not to be kept open by us.
-    command.stdin(Stdio::null());
-    match ended {
+    match fed(command.env("LC_ALL", "C"), stdin, limit.unwrap_or(LIFETIME)) {
         Ok(Ended::Exited(output)) if output.status.success() => {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         }
@@ -93,6 +90,17 @@ pub fn said(command: &mut Command, stdin: Stdio, limit: Option<Duration>) -> Res
         Ok(Ended::Late(_) | Ended::Cancelled) => Err(format!("command '{line}' failed: got timeout")),
         Err(error) => Err(format!("command '{line}' failed: {error}")),
     }
+}
+
+/// Runs `command`, which is not interruptible, with `stdin` to its end or to the end of `limit`.
+///
+/// # Errors
+/// As [`run`].
+pub fn fed(command: &mut Command, stdin: Stdio, limit: Duration) -> io::Result<Ended> {
+    let ended = finish(command.stdin(stdin), None, limit, &Cancel::new());
+    // The command's standard input is not to be kept open by us.
+    command.stdin(Stdio::null());
+    ended
 }
 
 /// As [`run`], for a command whose standard input is settled.

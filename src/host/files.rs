@@ -124,7 +124,7 @@ fn beside_prefix(path: &Path) -> String {
 }
 
 /// Removes what processes that are gone wrote beside `path`. Only tidiness: what stays does no harm.
-pub(crate) fn remove_stale(path: &Path) {
+pub fn remove_stale(path: &Path) {
     let (Some(dir), prefix) = (path.parent(), beside_prefix(path)) else { return };
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();

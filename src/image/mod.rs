@@ -7,17 +7,21 @@ mod faulty;
 mod mem;
 mod nbd;
 mod open;
+mod overlay;
 mod qemu_nbd;
 mod raw;
 mod raw_target;
+mod slice;
 
 pub use faulty::FaultyImage;
 pub use mem::{MemImage, MemTarget};
 pub use nbd::{NbdImage, NbdTarget};
-pub use open::{open_image, open_target};
+pub use open::{detect_format, open_image, open_target};
+pub use overlay::OverlayImage;
 pub use qemu_nbd::QemuNbd;
 pub use raw::RawImage;
 pub use raw_target::RawTarget;
+pub use slice::Slice;
 
 use std::io;
 use std::ops::Range;
@@ -122,6 +126,11 @@ pub trait Target: Send + Sync {
     /// When the device reports that data may be lost.
     fn flush(&self) -> Result<(), ImageError>;
 }
+
+/// A virtual disk that is read and written at the same time. What was written is read back at once, by everybody.
+pub trait Disk: Image + Target {}
+
+impl<T: Image + Target> Disk for T {}
 
 /// The error for a range that is not inside an image of `size` bytes; `Ok` when it is.
 pub(crate) fn check_range(image: &str, op: &'static str, size: u64, range: &Range<u64>) -> Result<(), ImageError> {

@@ -26,7 +26,7 @@ use crate::host::{Host, procfs};
 const START: Duration = Duration::from_secs(60);
 
 /// Formats of QEMU that a disk may have. A list, so that nothing a config file says becomes a driver of another kind.
-const FORMATS: [&str; 8] = ["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc"];
+pub(super) const FORMATS: [&str; 8] = ["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vhdx", "vpc"];
 
 /// A running `qemu-nbd` that serves one disk under the export name `""`.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ mod quota;
 mod report;
 pub mod selection;
 mod steady;
-mod syslog;
+pub(crate) mod syslog;
 pub mod tasklog;
 pub mod unlock;
 pub mod upid;

@@ -15,7 +15,7 @@ const SOCKET: &str = "/dev/log";
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
+pub(crate) enum Level {
     /// What is as it should be.
     Info,
     /// Something to look at.
@@ -25,7 +25,7 @@ pub(super) enum Level {
 }
 
 /// The way to the system log. Without one, lines go nowhere.
-pub(super) struct Syslog(Option<Logger<LoggerBackend, Tag>>);
+pub(crate) struct Syslog(Option<Logger<LoggerBackend, Tag>>);
 
 impl std::fmt::Debug for Syslog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -41,7 +41,8 @@ impl Syslog {
         upid.map_or(Self(None), |upid| Self::open(host, &program(upid)))
     }
 
-    fn open(host: &Host, tag: &str) -> Self {
+    /// In the name of the program `tag`.
+    pub(crate) fn open(host: &Host, tag: &str) -> Self {
         let socket = || {
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
@@ -52,7 +53,7 @@ impl Syslog {
     }
 
     /// One line.
-    pub(super) fn line(&mut self, level: Level, text: &str) {
+    pub(crate) fn line(&mut self, level: Level, text: &str) {
         let Some(logger) = &mut self.0 else { return };
         let text = text.trim_end().replace('\n', " ");
         // What cannot be logged cannot be told either; the task log has it all.

@@ -6,40 +6,12 @@
 use std::io::{Read, Write};
 
 use super::NbdError;
+use super::vocabulary::*;
 use super::wire::{printable, take, take_vec};
-
-const MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-
-const FLAG_FIXED_NEWSTYLE: u16 = 1;
-const FLAG_NO_ZEROES: u16 = 2;
-
-const OPT_GO: u32 = 7;
-const OPT_STRUCTURED_REPLY: u32 = 8;
-const OPT_SET_META_CONTEXT: u32 = 10;
-
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
-const REP_META_CONTEXT: u32 = 4;
-const REP_ERR_UNSUP: u32 = 1 << 31 | 1;
-const REP_ERR_UNKNOWN: u32 = 1 << 31 | 6;
-const REP_IS_ERROR: u32 = 1 << 31;
-
-const INFO_EXPORT: u16 = 0;
-const INFO_BLOCK_SIZE: u16 = 3;
 
 /// Replies to one option; a server has no reason to send more than a handful.
 const MAX_REPLIES: usize = 256;
 const MAX_REPLY_LEN: u32 = 64 << 10;
-/// What the protocol lets a client assume when the server tells no limit.
-const DEFAULT_MAX_BLOCK: u32 = 32 << 20;
-
-const SEND_READ_ONLY: u16 = 1 << 1;
-const SEND_FLUSH: u16 = 1 << 2;
-const SEND_TRIM: u16 = 1 << 5;
-const SEND_WRITE_ZEROES: u16 = 1 << 6;
-const SEND_DF: u16 = 1 << 7;
 
 /// What the server said about the export.
 #[derive(Debug, Clone, PartialEq, Eq)]

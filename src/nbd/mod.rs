@@ -1,4 +1,4 @@
-//! NBD, the protocol in which QEMU hands out disks: wire codec and client.
+//! NBD, the protocol in which QEMU hands out disks: wire codec, client and [`server`].
 //!
 //! The client keeps many requests in flight from many threads over one connection and reads the payload of a reply
 //! straight into the buffer of the thread that asked. What a server says is never believed: every length, offset, cookie
@@ -12,6 +12,8 @@ mod reader;
 #[doc(hidden)]
 pub mod rehearsal;
 pub mod reply;
+pub mod server;
+mod vocabulary;
 pub mod wire;
 
 pub use client::{Client, Options};

@@ -7,25 +7,11 @@
 use std::io::Read;
 
 use super::NbdError;
-
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const SIMPLE_MAGIC: u32 = 0x6744_6698;
-const CHUNK_MAGIC: u32 = 0x668e_33ef;
+use super::vocabulary::*;
 
 /// Size of a request header.
 pub const REQUEST_LEN: usize = 28;
 
-const FLAG_DONE: u16 = 1;
-const TYPE_NONE: u16 = 0;
-const TYPE_OFFSET_DATA: u16 = 1;
-const TYPE_OFFSET_HOLE: u16 = 2;
-const TYPE_BLOCK_STATUS: u16 = 5;
-const TYPE_ERROR: u16 = 1 << 15 | 1;
-const TYPE_ERROR_OFFSET: u16 = 1 << 15 | 2;
-const TYPE_IS_ERROR: u16 = 1 << 15;
-
-/// A string of the protocol is at most this long; so is the message of an error.
-const MAX_STRING: u32 = 4096;
 /// QEMU sends at most 1 MiB of extents in one chunk; twice that is more than anybody needs.
 const MAX_STATUS: u32 = 2 << 20;
 
@@ -59,6 +45,13 @@ impl Command {
             Self::WriteZeroes => 6,
             Self::BlockStatus => 7,
         }
+    }
+
+    /// The command with this number.
+    pub fn from_code(code: u16) -> Option<Self> {
+        let all =
+            [Self::Read, Self::Write, Self::Disconnect, Self::Flush, Self::Trim, Self::WriteZeroes, Self::BlockStatus];
+        all.into_iter().find(|command| command.code() == code)
     }
 
     /// The command in messages.

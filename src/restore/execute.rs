@@ -93,17 +93,7 @@ pub fn execute(
 ) -> Result<Vec<String>, ExecuteError> {
     let start = Instant::now();
     seat(plan).claim(record, tools.host, &|| Ok(Power::new(tools.host, plan.vmid).is_running()))?;
-    let mut volids = BTreeMap::new();
-    let mut numbers = Numbers::default();
-    for disk in plan.disks.clone() {
-        stop_if_asked(tools.cancel)?;
-        let number = numbers.next(&disk, plan.vmid, tools.volumes)?;
-        let volid = volume_name(&disk, plan.vmid, number).1;
-        record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
-        tools.volumes.alloc(&volid, &disk, plan.vmid).map_err(ExecuteError::Step)?;
-        (tools.line)(&format!("new volume ID is '{volid}'"));
-        volids.insert(disk.key.clone(), volid);
-    }
+    let volids = make_volumes(plan, record, tools)?;
     let mut targets: BTreeMap<u8, Arc<dyn Target>> = BTreeMap::new();
     for disk in &plan.disks {
         let path = tools.volumes.path(&volids[&disk.key]).map_err(ExecuteError::Step)?;
@@ -136,6 +126,26 @@ pub fn execute(
     commit(plan, &volids, record, tools)
 }
 
+/// Makes a volume for each disk, by key.
+pub(super) fn make_volumes(
+    plan: &Plan,
+    record: &mut Record,
+    tools: &mut Tools<'_>,
+) -> Result<BTreeMap<String, String>, ExecuteError> {
+    let mut volids = BTreeMap::new();
+    let mut numbers = Numbers::default();
+    for disk in &plan.disks {
+        stop_if_asked(tools.cancel)?;
+        let number = numbers.next(disk, plan.vmid, tools.volumes)?;
+        let volid = volume_name(disk, plan.vmid, number).1;
+        record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
+        tools.volumes.alloc(&volid, disk, plan.vmid).map_err(ExecuteError::Step)?;
+        (tools.line)(&format!("new volume ID is '{volid}'"));
+        volids.insert(disk.key.clone(), volid);
+    }
+    Ok(volids)
+}
+
 /// The free numbers of each storage, asked for once.
 #[derive(Default)]
 pub(super) struct Numbers(BTreeMap<String, std::collections::BTreeSet<u32>>);
@@ -163,8 +173,9 @@ fn commit(
     let planned = plan.warnings.len();
     let config = plan.config(volids, &mut tools.fresh);
     plan.warnings[planned..].iter().for_each(|w| (tools.line)(&format!("WARN: {w}")));
+    seat(plan).rules(plan.firewall.as_deref(), record, tools.host)?;
     let left = seat(plan).commit(
-        Restored { config, firewall: plan.firewall.as_deref(), replaced: &plan.replaced },
+        Restored { config: Some(config), replaced: &plan.replaced },
         record,
         tools.host,
         tools.actions,
@@ -174,7 +185,7 @@ fn commit(
     Ok(left)
 }
 
-fn seat(plan: &Plan) -> Seat {
+pub(super) fn seat(plan: &Plan) -> Seat {
     Seat { kind: Kind::Vm, vmid: plan.vmid, overwrite: plan.overwrite }
 }
 

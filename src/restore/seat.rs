@@ -24,10 +24,8 @@ pub(super) struct Seat {
 
 /// What takes the place.
 pub(super) struct Restored<'a> {
-    /// The new config.
-    pub config: Vec<u8>,
-    /// Firewall rules that belong to it.
-    pub firewall: Option<&'a [u8]>,
+    /// The new config; none if it is in place already and only our lock has to go.
+    pub config: Option<Vec<u8>>,
     /// Volumes of the old guest that go.
     pub replaced: &'a [String],
 }
@@ -84,35 +82,11 @@ impl Seat {
         actions: &dyn GuestActions,
         line: &mut dyn FnMut(&str),
     ) -> Result<Vec<String>, ExecuteError> {
-        let vmid = self.vmid;
         // Noted while the old config still names them, and so still safe from recovery.
         for volid in restored.replaced {
             record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
         }
-        if let Some(rules) = restored.firewall {
-            let path = host.path(conffile::firewall_path(vmid));
-            let intent = if self.overwrite {
-                let old = match std::fs::read(&path) {
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                    other => other.map(Some),
-                };
-                let rules = old.map_err(|e| ExecuteError::Step(format!("reading '{}' failed: {e}", path.display())))?;
-                Intent::OldFirewall { rules }
-            } else {
-                Intent::NewFirewall
-            };
-            record.note(&intent)?;
-            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| files::replace(&path, rules)).map_err(
-                |e| ExecuteError::Step(format!("writing '{}' failed: {e}", conffile::firewall_path(vmid).display())),
-            )?;
-        }
-        conffile::edit_of(host, self.kind, vmid, |text| {
-            match text.and_then(|text| conffile::lock_of(&text)).as_deref() {
-                Some(LOCK) => Ok(Some(restored.config)),
-                _ => Err(io::Error::other("somebody removed our lock from it during the restore")),
-            }
-        })
-        .map_err(|source| self.config_error(source))?;
+        self.replace_locked(host, |text| restored.config.unwrap_or_else(|| conffile::with_lock(text, None)))?;
         // From here on the restore has happened; what fails now is reported and left to the record.
         let mut left = Vec::new();
         for volid in restored.replaced {
@@ -125,6 +99,72 @@ impl Seat {
             }
         }
         Ok(left)
+    }
+
+    /// Puts firewall rules in their place. Returns what was noted for that.
+    ///
+    /// # Errors
+    /// When they could not be noted or written.
+    pub(super) fn rules(
+        self,
+        rules: Option<&[u8]>,
+        record: &mut Record,
+        host: &Host,
+    ) -> Result<Option<Intent>, ExecuteError> {
+        let Some(rules) = rules else { return Ok(None) };
+        let shown = conffile::firewall_path(self.vmid);
+        let path = host.path(&shown);
+        let intent = if self.overwrite {
+            let old = match std::fs::read(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                other => other.map(Some),
+            };
+            let rules = old.map_err(|e| ExecuteError::Step(format!("reading '{}' failed: {e}", path.display())))?;
+            Intent::OldFirewall { rules }
+        } else {
+            Intent::NewFirewall
+        };
+        record.note(&intent)?;
+        path.parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| files::replace(&path, rules))
+            .map_err(|e| ExecuteError::Step(format!("writing '{}' failed: {e}", shown.display())))?;
+        Ok(Some(intent))
+    }
+
+    /// Puts the config of a guest in its place that is to run before it is complete. Our lock stays in it. Returns what was
+    /// noted for that.
+    ///
+    /// # Errors
+    /// As [`Seat::commit`].
+    pub(super) fn go_live(self, config: &[u8], record: &mut Record, host: &Host) -> Result<Intent, ExecuteError> {
+        let mut old = None;
+        if self.overwrite {
+            let text = conffile::read(host, self.vmid).map_err(|source| self.config_error(source))?;
+            old = text.map(|text| conffile::with_lock(&text, None));
+        }
+        let live = Intent::LiveGuest { old };
+        record.note(&live)?;
+        self.replace_locked(host, |_| conffile::with_lock(config, Some(LOCK)))?;
+        Ok(live)
+    }
+
+    /// From now on the guest that was put in its place is complete: it stays whatever happens, and only our lock has to go.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub(super) fn arrived(live: &Intent, rules: Option<&Intent>, record: &mut Record) -> Result<(), ExecuteError> {
+        record.note(&Intent::ConfigLock { lock: LOCK.into() })?;
+        Ok(record.all_done(rules.into_iter().chain([live]))?)
+    }
+
+    /// Replaces the config, in which our lock has to be.
+    fn replace_locked(self, host: &Host, new: impl FnOnce(&[u8]) -> Vec<u8>) -> Result<(), ExecuteError> {
+        conffile::edit_of(host, self.kind, self.vmid, |text| match text {
+            Some(text) if conffile::lock_of(&text).as_deref() == Some(LOCK) => Ok(Some(new(&text))),
+            _ => Err(io::Error::other("somebody removed our lock from it during the restore")),
+        })
+        .map_err(|source| self.config_error(source))
     }
 
     fn config_error(self, source: io::Error) -> ExecuteError {

@@ -19,6 +19,8 @@ pub struct RestoreOptions {
     pub bwlimit: Option<u64>,
     /// Start the guest afterwards.
     pub start: bool,
+    /// Start the guest at once, and restore behind it.
+    pub live: bool,
 }
 
 impl RestoreOptions {
@@ -29,8 +31,11 @@ impl RestoreOptions {
     pub fn parse(args: &[String]) -> Result<Self, UsageError> {
         let params = parse(&QMRESTORE, args)?;
         let refuse = |name: &str, reason: &str| Err(UsageError::param(&QMRESTORE, name, reason));
-        if params.flag("live-restore") {
-            return refuse("live-restore", "not supported for this kind of archive; restore first, then start the VM");
+        if params.flag("live-restore") && params.text("archive") == Some("-") {
+            return refuse(
+                "live-restore",
+                "standard input can be read only once and in order; give the archive by its path",
+            );
         }
         if params.has("pool") {
             return refuse(
@@ -54,6 +59,7 @@ impl RestoreOptions {
             unique: params.flag("unique"),
             bwlimit,
             start: params.flag("start"),
+            live: params.flag("live-restore"),
         })
     }
 }

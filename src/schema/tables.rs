@@ -193,7 +193,7 @@ pub static QMRESTORE: Command = Command {
     options: &[
         Opt::new("bwlimit", Number, "Override I/O bandwidth limit (in KiB/s)."),
         Opt::new("force", Bool, "Allow to overwrite existing VM."),
-        Opt::new("live-restore", Bool, "Start the VM immediately from the backup and restore in background. PBS only."),
+        Opt::new("live-restore", Bool, "Start the VM immediately from the backup and restore in background."),
         Opt::new("pool", Text(Pool), "Add the VM to the specified pool."),
         Opt::new("start", Bool, "Start VM after it was restored successfully.").default("0"),
         Opt::new("storage", Text(StorageId), "Default storage."),

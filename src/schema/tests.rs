@@ -138,7 +138,9 @@ fn qmrestore_options() {
     assert_eq!(error(&["x"]), "400 not enough arguments\nqmrestore <archive> <vmid> [OPTIONS]\n");
     assert_eq!(error(&["x", "300", "y"]), "400 too many arguments\nqmrestore <archive> <vmid> [OPTIONS]\n");
     assert!(error(&["x", "12"]).contains("vmid: invalid format - value does not look like a valid VM ID"));
-    assert!(error(&["x", "300", "--live-restore"]).contains("live-restore: not supported"));
+    assert!(error(&["-", "300", "--live-restore"]).contains("live-restore: standard input"));
+    let live = |line: &[&str]| RestoreOptions::parse(&args(line)).unwrap().live;
+    assert!(live(&["x", "300", "--live-restore"]) && !live(&["-", "300", "--live-restore", "0"]));
     assert!(error(&["x", "300", "--pool", "p"]).contains("pool: not supported"));
 }
 

@@ -12,7 +12,7 @@ mod volid;
 mod volume;
 
 pub use listing::{Entry, entries};
-pub use mounts::mount_of;
+pub use mounts::{Mount, mount_of, mounted_on};
 pub use names::{ArchiveInfo, ArchiveName, GuestKind};
 pub use probe::Question;
 pub use prune::{Backup, Mark, plan_prune};

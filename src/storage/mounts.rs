@@ -14,6 +14,40 @@ pub fn mount_of(path: &Path) -> io::Result<PathBuf> {
     Ok(deepest(&std::fs::read("/proc/self/mountinfo")?, path))
 }
 
+/// What is mounted on a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Its device number, as `0:57`; no other mount has it at the same time.
+    pub device: String,
+    /// The kind of file system, as `ext4` or `fuse.vzkeep`.
+    pub kind: String,
+    /// What is mounted, as `/dev/sda1`.
+    pub source: String,
+}
+
+/// What is mounted on `path` itself, the topmost of several; the path must be without symbolic links.
+///
+/// # Errors
+/// When the list cannot be read.
+pub fn mounted_on(path: &Path) -> io::Result<Option<Mount>> {
+    Ok(topmost(&std::fs::read("/proc/self/mountinfo")?, path))
+}
+
+/// The last line in the text of `mountinfo` for this mount point.
+fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mount> {
+    let text = |field: &[u8]| unescape(field).to_string_lossy().into_owned();
+    let mut mounts = mountinfo.split(|byte| *byte == b'\n').rev().filter_map(|line| {
+        let fields: Vec<_> = line.split(|byte| *byte == b' ').collect();
+        if unescape(fields.get(4)?) != path {
+            return None;
+        }
+        // Before the dash stand as many optional fields as there are.
+        let dash = fields.iter().position(|field| field == b"-")?;
+        Some(Mount { device: text(fields[2]), kind: text(fields.get(dash + 1)?), source: text(fields.get(dash + 2)?) })
+    });
+    mounts.next()
+}
+
 /// The longest mount point in the text of `mountinfo` that `path` lies below.
 fn deepest(mountinfo: &[u8], path: &Path) -> PathBuf {
     let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
@@ -55,6 +89,12 @@ mod tests {
         assert_eq!(at("/mnt/bk"), "/mnt/bk");
         assert_eq!(at("/mnt/bkx/dump"), "/");
         assert_eq!(at("/mnt/bk/dump two/a"), "/mnt/bk/dump two");
+        let on = |path: &str| topmost(text, Path::new(path));
+        let found = on("/mnt/bk").unwrap();
+        assert_eq!((&*found.device, &*found.kind, &*found.source), ("0:30", "nfs4", "nas:/x"));
+        assert_eq!(on("/mnt/bk/dump two").unwrap().kind, "tmpfs");
+        assert_eq!(on("/mnt"), None);
+        assert_eq!(mounted_on(Path::new("/proc")).unwrap().unwrap().kind, "proc");
         assert_eq!(mount_of(Path::new("/proc/self/task")).unwrap(), Path::new("/proc"));
     }
 }

@@ -125,7 +125,22 @@ pub fn backup(
     progress: &mut dyn FnMut(&Progress),
     cancel: &Cancel,
 ) -> Result<Summary, TransferError> {
-    let header = header(job)?.encode()?;
+    let numbers: Vec<u8> = (1..=255).take(job.disks.len()).collect();
+    backup_numbered(job, &numbers, output, progress, cancel)
+}
+
+/// The same with a number given for each disk.
+///
+/// # Errors
+/// As [`backup`].
+pub fn backup_numbered(
+    job: &Backup,
+    numbers: &[u8],
+    output: Output<'_>,
+    progress: &mut dyn FnMut(&Progress),
+    cancel: &Cancel,
+) -> Result<Summary, TransferError> {
+    let header = header(job, numbers)?.encode()?;
     let limiter = Limiter::new(job.bwlimit);
     let plan = |disk: &BackupDisk| {
         let plan = Plan::new(Arc::clone(&disk.image));
@@ -135,7 +150,7 @@ pub fn backup(
         }
     };
     let disks: Vec<Disk> =
-        job.disks.iter().zip(1..=255).map(|(disk, id)| Disk { disk, id, plan: Mutex::new(plan(disk)) }).collect();
+        job.disks.iter().zip(numbers).map(|(disk, id)| Disk { disk, id: *id, plan: Mutex::new(plan(disk)) }).collect();
     let total = job.disks.iter().map(|d| d.image.size()).sum();
     let (stop, counters) = (Stop::new(cancel), Counters::default());
     let shared = Shared {
@@ -160,12 +175,12 @@ pub fn backup(
     Ok(summary)
 }
 
-fn header(job: &Backup) -> Result<Header, TransferError> {
-    if job.disks.len() > 255 {
+fn header(job: &Backup, numbers: &[u8]) -> Result<Header, TransferError> {
+    if job.disks.len() != numbers.len() {
         return Err(VmaError::Unfit(format!("{} disks, at most 255", job.disks.len())).into());
     }
-    let device = |(disk, id): (&BackupDisk, u8)| Device { id, name: disk.name.clone(), size: disk.image.size() };
-    let devices = job.disks.iter().zip(1..=255).map(device).collect();
+    let device = |(disk, id): (&BackupDisk, &u8)| Device { id: *id, name: disk.name.clone(), size: disk.image.size() };
+    let devices = job.disks.iter().zip(numbers).map(device).collect();
     Ok(Header { uuid: job.uuid, ctime: job.ctime, configs: job.configs.clone(), devices })
 }
 

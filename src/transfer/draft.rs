@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
 
-use crate::host::files::sync_parent;
+use crate::host::files::{beside, remove_stale, sync_parent};
 use crate::host::sys;
 
 /// Bytes after which write-back is started for them.
@@ -24,7 +24,7 @@ const IN_FLIGHT: u64 = 256 << 20;
 #[derive(Debug)]
 pub struct Draft {
     file: Option<File>,
-    /// None on a file system that knows no locks.
+    /// None on a file system that knows no locks, and where the name is this process's alone.
     _lock: Option<Flock<File>>,
     path: PathBuf,
     final_path: PathBuf,
@@ -111,6 +111,31 @@ impl Draft {
                 write_back: true,
             });
         }
+    }
+
+    /// The same beside any file: [`beside`] its name, so that it is in nobody's way whatever is called `.dat` there.
+    ///
+    /// # Errors
+    /// As [`Draft::create`].
+    pub fn beside(final_path: &Path) -> Result<Self, DraftError> {
+        if final_path.symlink_metadata().is_ok() {
+            return Err(DraftError::Exists(final_path.to_owned()));
+        }
+        remove_stale(final_path);
+        let path = beside(final_path);
+        let open = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path);
+        let file = open.map_err(|source| DraftError::Io { op: "creating", path: path.clone(), source })?;
+        let final_path = final_path.to_owned();
+        Ok(Self {
+            file: Some(file),
+            _lock: None,
+            path,
+            final_path,
+            written: 0,
+            started: 0,
+            dropped: 0,
+            write_back: true,
+        })
     }
 
     /// The draft's own path.
@@ -211,7 +236,7 @@ fn is_file_at(meta: &fs::Metadata, path: &Path) -> bool {
 }
 
 /// Renames without replacing. File systems that cannot do that in one step get a hard link, or a look before.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
         Ok(()) => return Ok(()),
         Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}

@@ -60,6 +60,11 @@ impl Limiter {
         self.pace.as_ref().map(|_| self.rate)
     }
 
+    /// Pays for `bytes` and says how long to wait before they may be moved.
+    pub(super) fn pay(&self, bytes: u64) -> Duration {
+        self.pace.as_ref().map_or(Duration::ZERO, |pace| lock(pace).pay(self.begun.elapsed(), bytes))
+    }
+
     /// Waits until `bytes` may be moved. Returns false when the transfer was stopped meanwhile.
     pub(super) fn take(&self, bytes: u64, stop: &Stop) -> bool {
         let Some(pace) = &self.pace else { return !stop.is_set() };

@@ -4,6 +4,10 @@
 //! all of them are joined, and that first cause is what is reported. Nothing here knows what a guest is.
 
 mod backup;
+mod compare;
+mod copy;
+#[cfg(test)]
+mod copy_tests;
 mod draft;
 mod error;
 mod limit;
@@ -11,6 +15,7 @@ mod output;
 mod plan;
 mod pool;
 mod restore;
+pub mod salvage;
 mod slot;
 mod stop;
 mod tar_pack;
@@ -19,9 +24,14 @@ mod tar_tests;
 mod tar_unpack;
 #[cfg(test)]
 mod tests;
+mod throttled;
 mod verify;
+mod walk;
 
-pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup};
+pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup, backup_numbered};
+pub use compare::{Comparison, compare};
+pub use copy::{CopyOptions, CopyProgress, copy};
+pub(crate) use draft::rename_new;
 pub use draft::{Draft, DraftError};
 pub use error::TransferError;
 pub use output::Output;
@@ -29,4 +39,5 @@ pub use restore::{RestoreProgress, RestoreSummary, restore};
 pub(crate) use tar_pack::widen_pipe;
 pub use tar_pack::{TarFrom, TarPack, TarProgress, TarSummary, pack_tar};
 pub use tar_unpack::unpack_tar;
+pub use throttled::{Throttle, Throttled};
 pub use verify::{Checked, Verified, VerifyProgress, verify};

@@ -21,6 +21,7 @@ pub mod guest;
 pub mod guest_image;
 pub mod guest_kernel;
 pub mod leash;
+pub mod mounted;
 pub mod nasty;
 pub mod node;
 pub mod programs;

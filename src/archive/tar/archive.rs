@@ -12,17 +12,22 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::TarBytes;
 use super::sparse::Expanded;
 use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
-use crate::archive::foreign::{Foreign, Reading};
+use crate::archive::bytes::PlainBytes;
+use crate::archive::foreign::{FirstPass, Foreign, Reading};
 use crate::archive::frame::{Frame, Unpacker, unwrap};
 use crate::archive::seek::{self, Seekable};
-use crate::archive::{ArchiveCause, ArchiveError, Indexed};
+use crate::archive::{ArchiveCause, ArchiveError, Bytes, Indexed};
 use crate::host::{Cancel, Host};
 
 /// Bytes read at once when an archive is gone through.
 const PIECE: usize = 1 << 20;
+
+/// Takes the normal name, kind, size and offset of a member.
+type EachEntry<'a> = dyn FnMut(&[u8], u8, u64, u64) + 'a;
 
 /// A file in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,15 +92,14 @@ impl TarArchive {
     /// # Errors
     /// When it cannot be read or is no archive.
     pub fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<Self, ArchiveError> {
-        Self::open_with(host, path, false, cancel)
+        Self::open_with(host, path, FirstPass::Never, cancel)
     }
 
-    /// As [`TarArchive::open`]. With `keep_index`, a foreign compressed archive is read once, and what that found is kept in a
-    /// file beside it, with which files in it are found sooner from then on.
+    /// As [`TarArchive::open`]; who reads at many places says with `first` what to do when that takes reading all of it.
     ///
     /// # Errors
-    /// As [`TarArchive::open`]; a file that cannot be written is worth a note only.
-    pub fn open_with(host: &Host, path: &Path, keep_index: bool, cancel: &Cancel) -> Result<Self, ArchiveError> {
+    /// As [`TarArchive::open`]. That nothing can be kept is worth a note only.
+    pub fn open_with(host: &Host, path: &Path, first: FirstPass, cancel: &Cancel) -> Result<Self, ArchiveError> {
         let source = TarSource::open(host, path, cancel)?;
         let mut note = source.note().map(str::to_owned);
         let store = match source.input {
@@ -109,11 +113,10 @@ impl TarArchive {
                 Store::Frames(indexed, root)
             }
             TarInput::Plain(file) => Store::Plain(file),
-            TarInput::Stream(_) if keep_index || Foreign::is_kept(path) => {
-                let opened = foreign(host, path, keep_index, &mut note, cancel);
+            TarInput::Stream(_) => {
+                let opened = foreign(host, path, first, &mut note, cancel);
                 opened.map_err(|cause| ArchiveError { archive: source.name.clone(), cause })?
             }
-            TarInput::Stream(_) => Store::Stream,
         };
         let (host, path, cancel) = (host.clone(), path.to_owned(), cancel.clone());
         Ok(Self { host, path, cancel, name: source.name, store, note: RefCell::new(note) })
@@ -130,6 +133,50 @@ impl TarArchive {
             Store::Frames(_, root) => root.as_ref().map(|root| root.members),
             Store::Plain(_) | Store::Foreign(_) | Store::Stream => None,
         }
+    }
+
+    /// Gives every member's normal name, kind (as `ls -l` has it, `h` for a hard link), size and offset, as the table has
+    /// them; `false` when there is none that can be used, and what was given is not all.
+    pub(crate) fn each_in_table(&self, each: &mut EachEntry<'_>) -> bool {
+        let Store::Frames(indexed, Some(root)) = &self.store else { return false };
+        for number in 0..root.first_keys.len() {
+            let block = part(indexed, number, b'B').and_then(|block| table::entries(&block));
+            let Some(entries) = block else {
+                self.distrust("the table of the archive's members is damaged; going through all of it");
+                return false;
+            };
+            for entry in &entries {
+                each(&table::name(&entry.key), entry.kind, entry.size, entry.offset);
+            }
+        }
+        true
+    }
+
+    /// Goes through the archive, and gives every member with all its attributes.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub(crate) fn each_member(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
+        self.scan_with(Walker::at_member(0), each)
+    }
+
+    /// Whether it can be read at any place, and not only from its start on.
+    pub(crate) fn is_random(&self) -> bool {
+        !matches!(self.store, Store::Stream)
+    }
+
+    /// The tar data, at any place; none when it can only be read from the start.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub(crate) fn bytes(self) -> Result<Option<Arc<dyn Bytes>>, ArchiveError> {
+        let failed = |source| ArchiveError { archive: self.name, cause: ArchiveCause::Open(source) };
+        Ok(match self.store {
+            Store::Frames(indexed, _) => Some(Arc::new(TarBytes::new(indexed))),
+            Store::Plain(file) => Some(Arc::new(PlainBytes::new(file).map_err(failed)?)),
+            Store::Foreign(bytes) => Some(bytes),
+            Store::Stream => None,
+        })
     }
 
     /// What the directory holds, sorted by name; `""` or `.` is the top one. A member that occurs twice is listed as it is
@@ -317,7 +364,10 @@ impl TarArchive {
 
     /// Goes through all members.
     fn scan(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
-        let mut walker = Walker::new();
+        self.scan_with(Walker::new(), each)
+    }
+
+    fn scan_with(&self, mut walker: Walker, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
         let mut data = self.data(0)?;
         let mut buf = vec![0; PIECE];
         loop {
@@ -349,23 +399,28 @@ impl TarArchive {
     }
 }
 
-/// A foreign archive through what is kept beside it, or is to be.
+/// An archive compressed by somebody else: at any place if there is something beside it or it is to be read first, else as a
+/// stream.
 fn foreign(
     host: &Host,
     path: &Path,
-    keep: bool,
+    first: FirstPass,
     note: &mut Option<String>,
     cancel: &Cancel,
 ) -> Result<Store, ArchiveCause> {
     let file = File::open(path).map_err(ArchiveCause::Open)?;
     let mut start = [0; 16];
-    let got = file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?;
-    // The rest of the stock programs' formats has no places to begin at.
+    let got = if file.metadata().map_err(ArchiveCause::Open)?.is_file() {
+        file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?
+    } else {
+        0
+    };
+    // The other formats have no places to begin at.
     let Some(method) = seek::Method::recognise(&start[..got]) else { return Ok(Store::Stream) };
-    let mut foreign = Foreign { host, path, file, method, keep, cancel, note: note.take() };
-    let bytes = foreign.tar()?;
+    let mut foreign = Foreign { host, path, file, method, first, cancel, note: note.take() };
+    let opened = foreign.tar()?;
     *note = foreign.note;
-    Ok(Store::Foreign(Arc::new(bytes)))
+    Ok(opened.map_or(Store::Stream, |bytes| Store::Foreign(Arc::new(bytes))))
 }
 
 /// A file from an offset on.

@@ -1,6 +1,6 @@
 //! One header block: checksum, numbers, names. Layouts: POSIX.1-1988 (ustar), GNU tar's manual, "Basic Tar Format".
 
-use super::BLOCK;
+use super::{Attributes, BLOCK};
 
 /// A header block whose checksum is right.
 pub(super) struct Header<'a>(&'a [u8; BLOCK]);
@@ -60,6 +60,25 @@ impl<'a> Header<'a> {
 
     pub(super) fn link(&self) -> Vec<u8> {
         text(&self.0[157..257]).to_vec()
+    }
+
+    /// Owner, permissions, time and device; what is no number is 0.
+    pub(super) fn attributes(&self) -> Attributes {
+        let field = |at: usize, len: usize| number(&self.0[at..at + len]).unwrap_or_default();
+        let small = |at, len| u32::try_from(field(at, len)).unwrap_or_default();
+        // Times before 1970 are binary, with all bits of the sign set.
+        let mtime = match self.0[136] {
+            0xff => self.0[140..148].iter().fold(-1, |value: i64, byte| value << 8 | i64::from(*byte)),
+            _ => i64::try_from(field(136, 12)).unwrap_or_default(),
+        };
+        Attributes {
+            mode: (field(100, 8) & 0o7777) as u16,
+            uid: small(108, 8),
+            gid: small(116, 8),
+            mtime: (mtime, 0),
+            device: (small(329, 8), small(337, 8)),
+            ..Attributes::default()
+        }
     }
 
     /// The size of the file in an old GNU sparse header.

@@ -5,6 +5,8 @@
 //! unpacks them, this says what is in them. Nothing is allocated because an archive says so; bytes have to be there first.
 
 mod archive;
+mod attributes;
+mod content;
 mod header;
 mod map;
 mod pax;
@@ -17,9 +19,12 @@ mod walk;
 use crate::archive::frame::{Container, unwrap};
 
 pub use archive::{Listed, MemberError, TarArchive};
+pub use attributes::Attributes;
+pub(crate) use content::{Content, TarBytes};
 pub(crate) use source::TarInput;
 pub use source::TarSource;
 pub use table::TableBuilder;
+pub(crate) use table::sign;
 pub use vet::{Rules, Vetting};
 pub use walk::Walker;
 
@@ -108,6 +113,8 @@ pub struct Member {
     pub data: u64,
     /// What the data is.
     pub layout: Layout,
+    /// What else is said about the file; none unless it was asked for.
+    pub attributes: Option<Box<Attributes>>,
 }
 
 /// A name for messages: what cannot be printed is escaped, and a very long one is cut.

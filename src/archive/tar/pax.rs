@@ -1,7 +1,8 @@
-//! The records of POSIX extended headers, as far as they change what a member is. The others (times, xattrs, ACLs) are
-//! checked for their form and left to GNU tar.
+//! The records of POSIX extended headers, as far as they change what a member is. Of the others (times, xattrs, ACLs) only
+//! the form is checked: they are shown, and what unpacks them is GNU tar.
 
 use super::Layout;
+use super::attributes::Said;
 
 /// What extended headers say about a member.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +18,8 @@ pub(super) struct Records {
     pieces: Vec<(u64, u64)>,
     piece_at: Option<u64>,
     pub(super) is_sparse: bool,
+    /// What is said about the file besides.
+    pub(super) said: Said,
 }
 
 impl Records {
@@ -46,7 +49,10 @@ impl Records {
             b"linkpath" => self.link = Some(value.to_vec()),
             b"size" => self.size = Some(number()?),
             _ => {
-                let Some(key) = key.strip_prefix(b"GNU.sparse.") else { return Ok(()) };
+                let Some(key) = key.strip_prefix(b"GNU.sparse.") else {
+                    self.said.take(key, value);
+                    return Ok(());
+                };
                 self.is_sparse = true;
                 match key {
                     b"name" => self.sparse_name = Some(value.to_vec()),

@@ -20,19 +20,7 @@ pub(super) struct Expanded<R> {
 impl<R: Read> Expanded<R> {
     /// `data` gives the bytes of `member` that the archive holds.
     pub(super) fn new(member: &Member, mut data: R) -> io::Result<Self> {
-        let pieces = match &member.layout {
-            Layout::Whole => vec![(0, member.size)],
-            Layout::Pieces(pieces) => pieces.clone(),
-            Layout::MapInData => read_map(&mut data)?,
-        };
-        let mut end = 0;
-        for (at, len) in &pieces {
-            if *at < end || at.checked_add(*len).is_none_or(|piece_end| piece_end > member.size) {
-                return Err(damaged("its pieces overlap or lie behind its end"));
-            }
-            end = at + len;
-        }
-        let mut pieces = pieces.into_iter();
+        let mut pieces = pieces(member, &mut data)?.into_iter();
         let piece = pieces.next();
         Ok(Self { data, pieces, piece, at: 0, size: member.size })
     }
@@ -66,6 +54,23 @@ impl<R: Read> Read for Expanded<R> {
     }
 }
 
+/// The pieces of a file, in order; of one with a map in its data, that is read from there.
+pub(super) fn pieces(member: &Member, data: &mut impl Read) -> io::Result<Vec<(u64, u64)>> {
+    let pieces = match &member.layout {
+        Layout::Whole => vec![(0, member.size)],
+        Layout::Pieces(pieces) => pieces.clone(),
+        Layout::MapInData => read_map(data)?,
+    };
+    let mut end = 0;
+    for (at, len) in &pieces {
+        if *at < end || at.checked_add(*len).is_none_or(|piece_end| piece_end > member.size) {
+            return Err(damaged("its pieces overlap or lie behind its end"));
+        }
+        end = at + len;
+    }
+    Ok(pieces)
+}
+
 /// The map in front of the data (GNU sparse format 1.0): decimal numbers, a line each, in whole blocks.
 fn read_map(data: &mut impl Read) -> io::Result<Vec<(u64, u64)>> {
     let mut lines = Lines { data, block: [0; BLOCK], at: BLOCK };
@@ -91,6 +96,7 @@ pub(super) fn expand(bytes: &[u8]) {
         offset: 0,
         data: 0,
         layout: Layout::MapInData,
+        attributes: None,
     };
     if let Ok(expanded) = Expanded::new(&member, bytes) {
         io::copy(&mut expanded.take(1 << 20), &mut io::sink()).unwrap_or_default();

@@ -51,13 +51,22 @@ pub(super) fn key(name: &[u8]) -> Vec<u8> {
     [directory, b"\0", name].concat()
 }
 
+/// The normal name that a key is of.
+pub(super) fn name(key: &[u8]) -> Vec<u8> {
+    match key.iter().position(|byte| *byte == 0) {
+        Some(0) => key[1..].to_vec(),
+        Some(at) => [&key[..at], b"/", &key[at + 1..]].concat(),
+        None => key.to_vec(),
+    }
+}
+
 /// What the entries of a directory begin with.
 pub(super) fn prefix(directory: &[u8]) -> Vec<u8> {
     [directory, b"\0"].concat()
 }
 
 /// The sign of a kind in the table, and in a list of files.
-pub(super) fn sign(kind: Kind) -> u8 {
+pub(crate) fn sign(kind: Kind) -> u8 {
     match kind {
         Kind::File => b'-',
         Kind::HardLink => b'h',

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::table::{TableBuilder, entries};
 use super::*;
+use crate::archive::FirstPass;
 use crate::archive::frame::{Container, Frame, IndexBuilder, Packer, TAR_ID};
 use crate::host::{Cancel, Host};
 
@@ -392,7 +393,12 @@ fn stored(dir: &Path, tar: &[u8]) -> Vec<PathBuf> {
             flip(part);
         }
     }
+    let kept = path("kept.zst", zstd::encode_all(tar, 3).unwrap());
+    let host = Host::with_root("/".into());
+    let archive = TarArchive::open_with(&host, &kept, FirstPass::Keep, &Cancel::new()).unwrap();
+    assert!(archive.is_random() && dir.join("kept.zst.idx").exists());
     vec![
+        kept,
         path("plain", tar.to_vec()),
         path("frames.zst", framed(tar, Container::Zstd, 1000, nothing)),
         path("frames.gz", framed(tar, Container::Gzip, 7000, nothing)),
@@ -475,6 +481,7 @@ fn a_large_table_is_small_and_complete() {
         offset,
         data: offset + 512,
         layout: Layout::Whole,
+        attributes: None,
     };
     let mut count = 0;
     let name = |d, f| format!("./usr/share/doc/package-{d:04}/file-{:05}.txt", f * 7919 % 100_000);
@@ -582,7 +589,7 @@ proptest! {
             let bad = through(&path) || kind == Kind::HardLink && through(&link);
             let target = link.clone();
             let member = Member {
-                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, layout: Layout::Whole,
+                path: path.clone(), kind, link, size: 0, stored: 0, offset: 0, data: 512, layout: Layout::Whole, attributes: None,
             };
             let allowed = vetting.check(&member).is_ok();
             prop_assert!(!(bad && allowed), "{:?}", printable(&path));

@@ -80,8 +80,8 @@ impl Walker {
         }
     }
 
-    /// At `offset`, where a member begins; the maps of sparse files are kept.
-    pub(super) fn at_member(offset: u64) -> Self {
+    /// At `offset`, where a member begins; the maps of sparse files and all attributes are kept.
+    pub(crate) fn at_member(offset: u64) -> Self {
         Self { offset, maps: true, ..Self::new() }
     }
 
@@ -176,6 +176,25 @@ impl Walker {
                         }
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Walker::feed`], up to the first member: what is behind its headers is not looked at.
+    ///
+    /// # Errors
+    /// When a header is damaged.
+    pub(crate) fn feed_headers(&mut self, bytes: &[u8], each: &mut dyn FnMut(Member)) -> Result<(), TarError> {
+        let mut found = false;
+        for block in bytes.chunks(BLOCK) {
+            self.feed(block, &mut |member| {
+                found = true;
+                each(member);
+                Ok(())
+            })?;
+            if found {
+                break;
             }
         }
         Ok(())
@@ -291,6 +310,11 @@ impl Walker {
         if stored > 0 && header.kind() != b'D' && !matches!(kind, Kind::File | Kind::Other(_)) {
             return Err(self.damaged(format!("a member that is no file has {stored} bytes of data")));
         }
+        let attributes = self.maps.then(|| {
+            let mut attributes = header.attributes();
+            std::mem::take(&mut local.said).apply(&mut attributes);
+            Box::new(attributes)
+        });
         let links = matches!(kind, Kind::HardLink | Kind::Symlink);
         let mut member = Member {
             path,
@@ -301,6 +325,7 @@ impl Walker {
             offset: start,
             data: self.offset,
             layout: Layout::Whole,
+            attributes,
         };
         if header.kind() == b'S' {
             if header.magic() != Magic::Gnu || sparse.is_some() {

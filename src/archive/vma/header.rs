@@ -119,6 +119,30 @@ impl Header {
         Ok((Self::decode(&mut head)?, size as u64))
     }
 
+    /// The same for a header that may be damaged: also says whether its checksum is right.
+    ///
+    /// # Errors
+    /// When it says nothing that can be used.
+    pub fn read_damaged(input: &mut dyn Read) -> Result<(Self, u64, bool), VmaError> {
+        let mut head = Vec::new();
+        read_up_to(input, &mut head, BLOBS)?;
+        // Its own checksum is taken out of what it is about, and put right.
+        let size = if head.len() < BLOBS { 0 } else { be32(&head, 56) as usize };
+        if (BLOBS..=MAX_HEADER).contains(&size) {
+            read_up_to(input, &mut head, size)?;
+        }
+        let sound = Self::read(&mut head.as_slice());
+        if let Ok((header, len)) = sound {
+            return Ok((header, len, true));
+        }
+        if head.len() == size {
+            head[MD5_AT..MD5_AT + 16].fill(0);
+            let sum: [u8; 16] = Md5::digest(&head).into();
+            head[MD5_AT..MD5_AT + 16].copy_from_slice(&sum);
+        }
+        Self::read(&mut head.as_slice()).map(|(header, len)| (header, len, false))
+    }
+
     fn decode(head: &mut [u8]) -> Result<Self, VmaError> {
         let sum: [u8; 16] = array(head, MD5_AT);
         head[MD5_AT..MD5_AT + 16].fill(0);

@@ -1,9 +1,10 @@
 //! Reading an archive: extents one by one from a stream, and the check that every cluster comes exactly once.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use super::seen::{Added, Seen};
-use super::{BLOCK, Damage, Device, EXTENT_HEADER, ExtentHead, Header, VmaError, array};
+use super::{BLOCK, Damage, Device, EXTENT_HEADER, ExtentHead, Header, Piece, VmaError, array};
 
 /// Incomplete areas that are kept track of at a time, all disks together; 4 KiB of memory each.
 const MAX_AREAS: i64 = 16384;
@@ -108,24 +109,33 @@ impl Checker {
     /// # Errors
     /// When one of them belongs to no disk, lies behind its disk's end or came before.
     pub fn extent(&mut self, head: &ExtentHead, offset: u64) -> Result<(), VmaError> {
-        for piece in &head.pieces {
-            let damaged = |damage| Err(VmaError::Damaged { offset, damage });
-            let Some((device, seen)) = &mut self.disks[usize::from(piece.device)] else {
-                return damaged(Damage::UnknownDevice(piece.device));
-            };
-            let (clusters, cluster) = (device.clusters(), piece.number);
-            if u64::from(cluster) >= clusters {
-                return damaged(Damage::OutOfRange { device: device.name.clone(), cluster, clusters });
-            }
-            match seen.insert(cluster) {
-                Added::New(grown) => self.areas += grown,
-                Added::Duplicate => return damaged(Damage::Duplicate { device: device.name.clone(), cluster }),
-            }
-            if self.areas > MAX_AREAS {
-                return damaged(Damage::TooScattered);
-            }
+        let damaged = |damage| VmaError::Damaged { offset, damage };
+        head.pieces.iter().try_for_each(|piece| self.piece(*piece).map_err(damaged))
+    }
+
+    /// The same for one cluster.
+    ///
+    /// # Errors
+    /// As [`Checker::extent`].
+    pub fn piece(&mut self, piece: Piece) -> Result<(), Damage> {
+        let Some((device, seen)) = &mut self.disks[usize::from(piece.device)] else {
+            return Err(Damage::UnknownDevice(piece.device));
+        };
+        let (clusters, cluster) = (device.clusters(), piece.number);
+        if u64::from(cluster) >= clusters {
+            return Err(Damage::OutOfRange { device: device.name.clone(), cluster, clusters });
         }
-        Ok(())
+        match seen.insert(cluster) {
+            Added::New(grown) => self.areas += grown,
+            Added::Duplicate => return Err(Damage::Duplicate { device: device.name.clone(), cluster }),
+        }
+        if self.areas > MAX_AREAS { Err(Damage::TooScattered) } else { Ok(()) }
+    }
+
+    /// The clusters that were not seen, by disk and place.
+    pub fn missing(&self) -> impl Iterator<Item = (Device, Range<u64>)> + '_ {
+        let disks = self.disks.iter().flatten();
+        disks.flat_map(|(device, seen)| seen.missing(device.clusters()).map(|run| (device.clone(), run)))
     }
 
     /// The stream ended at `offset`: is everything there?

@@ -2,6 +2,7 @@
 //! a hostile archive makes it grow without bound.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Clusters per area: one area of bits is 4 KiB and stands for 2 GiB of disk.
 const AREA: u32 = 32768;
@@ -51,6 +52,38 @@ impl Seen {
         self.count
     }
 
+    /// Runs of those below `clusters` that were not seen.
+    pub(super) fn missing(&self, clusters: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let start = self.next(at, clusters, false)?;
+            at = self.next(start, clusters, true).unwrap_or(clusters);
+            Some(start..at)
+        })
+    }
+
+    /// The next cluster from `at` on that was, or was not, `seen`; `None` when there is none below `end`.
+    fn next(&self, mut at: u64, end: u64, seen: bool) -> Option<u64> {
+        while at < end {
+            let (area, within) = ((at / u64::from(AREA)) as u32, (at % u64::from(AREA)) as usize);
+            let behind = (u64::from(area) + 1) * u64::from(AREA);
+            match self.areas.get(&area) {
+                None if !seen => return Some(at),
+                Some(None) if seen => return Some(at),
+                Some(Some((_, bits))) => {
+                    let word = if seen { bits[within / 64] } else { !bits[within / 64] };
+                    let rest = word >> (within % 64);
+                    if rest != 0 {
+                        return Some(at + u64::from(rest.trailing_zeros())).filter(|found| *found < end);
+                    }
+                    at += 64 - within as u64 % 64;
+                }
+                _ => at = behind,
+            }
+        }
+        None
+    }
+
     /// The first cluster that was not seen.
     pub(super) fn first_missing(&self) -> u64 {
         for area in 0.. {
@@ -86,5 +119,12 @@ mod tests {
         assert_eq!(seen.first_missing(), u64::from(AREA) + 1);
         assert_eq!(seen.count(), u64::from(AREA) + 1);
         assert_eq!(seen.insert(u32::MAX), Added::New(1));
+        let area = u64::from(AREA);
+        assert_eq!(seen.missing(3 * area + 5).collect::<Vec<_>>(), [area + 1..3 * area + 5]);
+        assert_eq!(seen.missing(area + 1).count(), 0);
+        assert_eq!(seen.missing(1 << 32).collect::<Vec<_>>(), [area + 1..u64::from(u32::MAX)]);
+        seen.insert(2 * AREA + 70);
+        let runs: Vec<_> = seen.missing(3 * area).collect();
+        assert_eq!(runs, [area + 1..2 * area + 70, 2 * area + 71..3 * area]);
     }
 }

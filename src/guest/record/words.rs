@@ -46,6 +46,12 @@ pub enum Intent {
     },
     /// We start the guest (it was stopped) and have to stop it again.
     Started,
+    /// We start a guest that is being restored while it runs, and put its config in place before. As long as that is locked by
+    /// us the guest is not complete: it is ended, whatever it has done since, and what was in its place comes back.
+    LiveGuest {
+        /// The config of the guest it replaces; none if there was no guest.
+        old: Option<Vec<u8>>,
+    },
     /// A backup that the guest's QEMU sends to a server by itself.
     QemuBackup,
     /// Nodes, exports and filters of ours in the guest's QEMU.

@@ -35,6 +35,9 @@ impl GuestActions for Double {
     fn stop(&self, _: u32) -> Step {
         self.call("stop")
     }
+    fn end(&self, _: u32) -> Step {
+        self.call("end")
+    }
     fn free(&self, volid: &str) -> Step {
         self.call(&format!("free {volid}"))
     }
@@ -281,4 +284,66 @@ fn a_directory_goes_with_all_it_holds_and_nothing_else() {
     let mut again = node.orphan(&[Intent::Dir { path: "/mnt/bk/dump/x.tmp".into() }]);
     let report = recover(&node.host, &mut again, &Double::default(), LockClaim::Certain);
     assert!(report.done.is_empty() && report.failed.is_empty(), "{report:?}");
+}
+
+#[test]
+fn a_guest_restored_while_it_ran_goes_before_its_volumes_or_stays_with_them() {
+    let volume = |n: u32| Intent::Volume { volid: format!("local:100/vm-100-disk-{n}.raw"), in_qemu: false };
+    let live = "lock: create\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n";
+    let old = "name: old\nscsi0: local:100/vm-100-disk-0.raw,size=1M\n";
+    let intents = |old: Option<&str>| {
+        let lock = if old.is_some() { Intent::ConfigLock { lock: "create".into() } } else { Intent::NewConfig };
+        let old = old.map(|old| old.as_bytes().to_vec());
+        vec![lock, volume(1), Intent::LiveGuest { old }, volume(0)]
+    };
+    // A guest that does not end: nothing of it is touched, and all is tried again.
+    let node = Node::new();
+    node.config(100, live);
+    let mut orphan = node.orphan(&intents(Some(old)));
+    let actions = Double { fail: Some("end"), ..Double::default() };
+    let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+    assert_eq!((report.done.len(), report.failed.len(), orphan.intents.len()), (0, 4, 4), "{report:?}");
+    assert_eq!(*actions.calls.lock().unwrap(), ["end"]);
+    // It ends: the old guest is there again with its volume, only what was restored goes.
+    let actions = Double::default();
+    let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert_eq!(*actions.calls.lock().unwrap(), ["end", "free local:100/vm-100-disk-1.raw"]);
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), old.as_bytes());
+    drop(orphan);
+    // There was none: nothing is there again.
+    let node = Node::new();
+    node.config(100, live);
+    let mut orphan = node.orphan(&intents(None));
+    let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
+    assert!(report.failed.is_empty() && conffile::read(&node.host, 100).unwrap().is_none(), "{report:?}");
+    drop(orphan);
+    // The lock is gone, and so the restore is complete: the guest stays, and what it replaced goes.
+    let node = Node::new();
+    node.config(100, &live.replace("lock: create\n", ""));
+    let mut orphan = node.orphan(&intents(Some(old)));
+    let actions = Double::default();
+    let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert_eq!(*actions.calls.lock().unwrap(), ["free local:100/vm-100-disk-0.raw"]);
+}
+
+#[test]
+fn a_guest_that_is_complete_only_loses_its_lock() {
+    let node = Node::new();
+    let live = "lock: create\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n";
+    node.config(100, live);
+    let Opened::Fresh(mut record) = Record::open(&node.host, 100, "qmrestore").unwrap() else { panic!() };
+    let guest = Intent::LiveGuest { old: None };
+    let volume = Intent::Volume { volid: "local:100/vm-100-disk-1.raw".into(), in_qemu: false };
+    for intent in [&Intent::NewConfig, &volume, &guest, &Intent::ConfigLock { lock: "create".into() }] {
+        record.note(intent).unwrap();
+    }
+    record.all_done([&guest].into_iter()).unwrap();
+    drop(record);
+    let actions = Double::default();
+    let report = recover(&node.host, &mut node.reopen().unwrap(), &actions, LockClaim::Certain);
+    assert!(report.failed.is_empty() && actions.calls.lock().unwrap().is_empty(), "{report:?}");
+    let config = conffile::read(&node.host, 100).unwrap().unwrap();
+    assert_eq!(String::from_utf8(config).unwrap(), live.replace("lock: create\n", ""));
 }

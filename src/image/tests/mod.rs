@@ -2,6 +2,7 @@
 
 mod formats;
 mod local;
+mod overlay;
 mod server;
 
 use std::path::Path;

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::vocabulary::EOVERFLOW;
 use super::wire::Command;
 use super::{Export, NbdError};
 use exchange::{Connection, Payload};
@@ -24,8 +25,6 @@ const MAX_PIECE: u64 = 1 << 20;
 const MAX_EMPTY_PIECE: u64 = 64 << 20;
 /// The longest range one block status request asks for.
 const MAX_STATUS_PIECE: u64 = 1 << 30;
-/// The protocol's number for it.
-const EOVERFLOW: u32 = 75;
 /// Where zeros come from when the server cannot write zeros by itself.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 

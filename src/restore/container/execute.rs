@@ -98,7 +98,8 @@ pub fn execute(
     stop_if_asked(tools.cancel)?;
     (tools.line)("merging backed-up and given configuration..");
     let config = plan.config(&volids, &mut tools.fresh);
-    let restored = Restored { config, firewall: plan.firewall.as_deref(), replaced: &plan.replaced };
+    seat.rules(plan.firewall.as_deref(), record, tools.host)?;
+    let restored = Restored { config: Some(config), replaced: &plan.replaced };
     seat.commit(restored, record, tools.host, tools.actions, tools.line)
 }
 

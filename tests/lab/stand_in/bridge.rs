@@ -1,7 +1,7 @@
 //! `vzkeep-pve-bridge <verb>`: JSON on standard input and output. What each verb takes and answers is in
 //! `docs/BRIDGE.md`.
 
-use super::{GuestConfig, Machine, Storages, config, power};
+use super::{GuestConfig, Machine, Storages, config, live::Live, power};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -66,6 +66,13 @@ fn answer(machine: &Machine, verb: &str, question: Value) -> Result<Value> {
             let Guest { vmid } = serde_json::from_value(question)?;
             let guest = GuestConfig::load(machine, vmid)?;
             power::start(machine, vmid, &guest, true)?;
+        }
+        "vm-start-live" => {
+            let Guest { vmid } = Guest::deserialize(&question)?;
+            let guest = GuestConfig::load(machine, vmid)?;
+            let live = Live::prepare(machine, &guest, &question)?;
+            power::start_with(machine, vmid, &guest, true, Some(&live))?;
+            return Ok(live.answer());
         }
         "vm-stop" => {
             let Guest { vmid } = serde_json::from_value(question)?;

@@ -1,5 +1,6 @@
 //! The QEMU command line of a guest's config, with the node names and sockets a node gives it.
 
+use super::live::Live;
 use super::{GuestConfig, Machine, Storages};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -11,11 +12,11 @@ use std::path::Path;
 /// that boots as the other guests do. Part of every QEMU for PCs.
 const FIRMWARE: &str = "/usr/share/seabios/bios-256k.bin";
 
-/// The words of the command line, program first.
+/// The words of the command line, program first. Disks of `live` get what makes them show the archive.
 ///
 /// # Errors
 /// When the config names unknown storages or malformed devices.
-pub fn build(machine: &Machine, vmid: u32, guest: &GuestConfig) -> Result<Vec<String>> {
+pub fn build(machine: &Machine, vmid: u32, guest: &GuestConfig, live: Option<&Live>) -> Result<Vec<String>> {
     let storages = Storages::load(machine)?;
     let name = guest.get("name").map_or_else(|| format!("VM{vmid}"), str::to_owned);
     let file = |extension: &str| machine.run_file(vmid, extension).display().to_string();
@@ -74,7 +75,14 @@ pub fn build(machine: &Machine, vmid: u32, guest: &GuestConfig) -> Result<Vec<St
                 json!({"id": format!("throttle-{drive}"), "limits": {}, "qom-type": "throttle-group"}).to_string(),
             );
         }
-        add("blockdev", blockdev(&drive, &path, &volume.format, throttled).to_string());
+        let blockdev = blockdev(&drive, &path, &volume.format, throttled);
+        let source = live.and_then(|live| live.disk(key));
+        match source {
+            Some(source) => source.nodes(blockdev).into_iter().for_each(|node| add("blockdev", node.to_string())),
+            None => add("blockdev", blockdev.to_string()),
+        }
+        // The guest is to notice nothing: it stands still and is ended.
+        let errors = if source.is_some() { ",rerror=stop,werror=stop" } else { "" };
         let iothread = enabled(properties, "iothread");
         if iothread && bus == "virtio" {
             add("object", format!("iothread,id=iothread-{key}"));
@@ -95,17 +103,23 @@ pub fn build(machine: &Machine, vmid: u32, guest: &GuestConfig) -> Result<Vec<St
                 add(
                     "device",
                     format!(
-                        "scsi-hd,bus={controller}.0,channel=0,{lun},drive={drive},id={key},device_id={drive},write-cache=on"
+                        "scsi-hd,bus={controller}.0,channel=0,{lun},drive={drive},id={key},device_id={drive},write-cache=on{errors}"
                     ),
                 );
             }
             "virtio" => {
                 let thread = if iothread { format!(",iothread=iothread-{key}") } else { String::new() };
-                add("device", format!("virtio-blk-pci,drive={drive},id={key},bus=pci.0{thread},write-cache=on"));
+                add(
+                    "device",
+                    format!("virtio-blk-pci,drive={drive},id={key},bus=pci.0{thread},write-cache=on{errors}"),
+                );
             }
             "ide" => {
                 let (bus, unit) = (index / 2, index % 2);
-                add("device", format!("ide-hd,bus=ide.{bus},unit={unit},drive={drive},id={key},write-cache=on"));
+                add(
+                    "device",
+                    format!("ide-hd,bus=ide.{bus},unit={unit},drive={drive},id={key},write-cache=on{errors}"),
+                );
             }
             _ => {}
         }

@@ -4,6 +4,7 @@
 mod bridge;
 mod command_line;
 mod config;
+mod live;
 mod lvm;
 mod lxc;
 mod pct;

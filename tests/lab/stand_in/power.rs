@@ -1,5 +1,6 @@
 //! Switches guests on and off: starts QEMU in the background, presses its power button, ends it.
 
+use super::live::Live;
 use super::{GuestConfig, Machine, command_line};
 use crate::lab::qmp;
 use anyhow::{Context, Result, bail};
@@ -26,11 +27,16 @@ pub fn is_running(machine: &Machine, vmid: u32) -> bool {
 
 /// Starts a guest, with `paused` without letting its processors run.
 pub fn start(machine: &Machine, vmid: u32, guest: &GuestConfig, paused: bool) -> Result<()> {
+    start_with(machine, vmid, guest, paused, None)
+}
+
+/// As [`start`]; disks of `live` show an archive.
+pub fn start_with(machine: &Machine, vmid: u32, guest: &GuestConfig, paused: bool, live: Option<&Live>) -> Result<()> {
     if is_running(machine, vmid) {
         bail!("VM {vmid} already running");
     }
     std::fs::create_dir_all(machine.path("/run/qemu-server"))?;
-    let words = command_line::build(machine, vmid, guest)?;
+    let words = command_line::build(machine, vmid, guest, live)?;
     let (program, words) = words.split_first().context("empty command line")?;
     let errors = machine.run_file(vmid, "start-errors");
     let mut command = Command::new(program);

@@ -32,7 +32,7 @@ pub fn run(machine: &Machine, words: &[String]) -> Result<String> {
         "stop" => power::stop(machine, id)?,
         "suspend" => power::monitor(machine, id, "stop")?,
         "resume" => power::monitor(machine, id, "cont")?,
-        "showcmd" => return Ok(format!("{}\n", command_line::build(machine, id, &guest)?.join(" "))),
+        "showcmd" => return Ok(format!("{}\n", command_line::build(machine, id, &guest, None)?.join(" "))),
         "unlock" => config::change(machine, id, |guest| {
             guest.set("lock", None);
             Ok(())

@@ -1,0 +1,118 @@
+//! The socket file, the end of a server, and what a panic behind a disk does.
+
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::image::{Extent, ImageError};
+
+fn bind_error(path: &Path) -> String {
+    Listener::bind(path).unwrap_err().to_string()
+}
+
+#[test]
+fn the_socket_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = Listener::bind(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(bind_error(&path), format!("a server is listening on {} already", path.display()));
+    drop(listener);
+    assert!(!path.exists());
+    // What a killed one leaves: a socket that nobody listens on.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let listener = Listener::bind(&path).unwrap();
+    UnixStream::connect(&path).unwrap();
+    // Somebody replaced it: what is not ours stays.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "precious").unwrap();
+    drop(listener);
+    assert_eq!(bind_error(&path), format!("{} exists and is no socket", path.display()));
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    let long = dir.path().join("x".repeat(120));
+    assert!(bind_error(&long).contains("but that of a socket can have 107 at most"));
+    assert!(bind_error(&dir.path().join("none/s")).contains("No such file or directory"));
+}
+
+#[test]
+fn starters_do_not_take_a_new_server_for_a_dead_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    for _ in 0..20 {
+        drop(std::os::unix::net::UnixListener::bind(&path));
+        let started = std::thread::scope(|scope| {
+            let starters: Vec<_> = (0..4).map(|_| scope.spawn(|| Listener::bind(&path))).collect();
+            starters.into_iter().map(|starter| starter.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert_eq!(started.iter().filter(|started| started.is_ok()).count(), 1, "{started:?}");
+    }
+}
+
+#[test]
+fn the_end_answers_what_is_under_way() {
+    let cancel = Cancel::new();
+    let slow = FaultyImage::new(Arc::new(disk())).delay(Duration::from_millis(500));
+    let exports = Exports::new(vec![Export::read_only("disk", Arc::new(slow))]);
+    let mut scene = Scene::with_cancel(exports, Settings::default(), &cancel);
+    let (client, idle) = (scene.client("disk"), scene.client("disk"));
+    soon("both are counted", || scene.server.as_ref().unwrap().clients() == 2);
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| client.read_at(&mut [0; 4096], 0));
+        std::thread::sleep(Duration::from_millis(150));
+        cancel.set();
+        read.join().unwrap().unwrap();
+    });
+    scene.server.take().unwrap().wait().unwrap();
+    assert!(!scene.socket().exists());
+    assert!(idle.read_at(&mut [0; 512], 0).unwrap_err().is_fatal());
+    assert!(scene.said().is_empty());
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_hang_the_end() {
+    let stuck = FaultyImage::new(Arc::new(disk())).delay(Duration::from_secs(5));
+    let settings = Settings { drain: Duration::from_millis(100), ..Settings::default() };
+    let mut scene = Scene::new(Exports::new(vec![Export::read_only("disk", Arc::new(stuck))]), settings);
+    let client = scene.client("disk");
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| client.read_at(&mut [0; 4096], 0));
+        std::thread::sleep(Duration::from_millis(150));
+        let error = scene.server.take().unwrap().stop().unwrap_err();
+        assert_eq!(error.to_string(), "1 connections wait for a disk that does not answer");
+        assert!(read.join().unwrap().is_err());
+    });
+}
+
+/// A disk whose code is broken.
+struct Broken;
+
+impl Image for Broken {
+    fn name(&self) -> &str {
+        "broken"
+    }
+
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn extents(&self, _: Range<u64>) -> Result<Vec<Extent>, ImageError> {
+        panic!("as the test wants it")
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), ImageError> {
+        panic!("as the test wants it")
+    }
+}
+
+#[test]
+fn a_panic_costs_the_connection_only() {
+    let exports = vec![Export::read_only("broken", Arc::new(Broken)), Export::read_only("disk", Arc::new(disk()))];
+    let mut scene = Scene::new(Exports::new(exports), Settings::default());
+    let other = scene.client("disk");
+    assert!(scene.client("broken").read_at(&mut [0; 512], 0).unwrap_err().is_fatal());
+    other.read_at(&mut [0; 512], 0).unwrap();
+    soon("the broken one is gone", || scene.server.as_ref().unwrap().clients() == 1);
+    drop(other);
+    scene.stop();
+}
