@@ -20,7 +20,8 @@ use crate::schema::{Shell, Vmid};
     after_help = "Drop-ins, also as programs of these names:
   vzkeep vzdump {<vmid>} [OPTIONS]               back up guests; 'vzkeep vzdump help' lists the options
   vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options
-  vzkeep pct-restore <vmid> <archive> [OPTIONS]  restore a container; 'vzkeep pct-restore help' lists the options"
+  vzkeep pct-restore <vmid> <archive> [OPTIONS]  restore a container; 'vzkeep pct-restore help' lists the options
+  vzkeep vma <command> ...                       look into, unpack and make archives; 'vzkeep man vma' explains it"
 )]
 struct Native {
     #[command(subcommand)]
@@ -110,12 +111,13 @@ enum Program {
     Vzdump,
     Qmrestore,
     PctRestore,
+    Vma,
 }
 
 impl Program {
     fn table(self) -> Option<&'static crate::schema::Command> {
         match self {
-            Self::Vzkeep => None,
+            Self::Vzkeep | Self::Vma => None,
             Self::Vzdump => Some(&VZDUMP),
             Self::Qmrestore => Some(&QMRESTORE),
             Self::PctRestore => Some(&PCT_RESTORE),
@@ -171,6 +173,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
 
 fn man(program: Program) -> String {
     match program.table() {
+        None if matches!(program, Program::Vma) => super::vma::man(env!("CARGO_PKG_VERSION")),
         Some(table) => crate::schema::man_page(table, env!("CARGO_PKG_VERSION")),
         None => {
             let mut page = Vec::new();
@@ -182,16 +185,19 @@ fn man(program: Program) -> String {
 }
 
 fn completion(program: Program, shell: clap_complete::Shell) -> Option<String> {
-    let Some(table) = program.table() else {
+    let table = program.table();
+    if table.is_none() && !matches!(program, Program::Vma) {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Native::command(), "vzkeep", &mut script);
         return Some(String::from_utf8_lossy(&script).into_owned());
-    };
+    }
     let shell = match shell {
         clap_complete::Shell::Bash => Shell::Bash,
         clap_complete::Shell::Zsh => Shell::Zsh,
         clap_complete::Shell::Fish => Shell::Fish,
         _ => return None,
     };
-    Some(crate::schema::completion(table, shell))
+    Some(
+        table.map_or_else(|| super::vma::completion(shell).to_owned(), |table| crate::schema::completion(table, shell)),
+    )
 }
