@@ -186,7 +186,7 @@ impl TarArchive {
     }
 
     /// Whether it can be read at any place as it is.
-    fn is_random(&self) -> bool {
+    pub(super) fn is_random(&self) -> bool {
         !matches!(self.store, Store::Stream)
     }
 
