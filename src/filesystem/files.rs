@@ -12,7 +12,7 @@ use super::{Cached, Found, FsError, probe};
 use crate::image::Image;
 
 /// Entries of the largest directory that is read.
-pub(super) const MOST_ENTRIES: usize = 4 << 20;
+pub(super) const MOST_ENTRIES: usize = 2 << 20;
 /// Links that are followed on the way to one file, as Linux has it.
 const MOST_LINKS: usize = 40;
 /// Directories a path may lead through.

@@ -17,6 +17,9 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, sy
 /// The parts of a path below the directory; each is a name.
 pub(super) type Way = Vec<Vec<u8>>;
 
+/// Writes a file, and says of what cannot be written which file it is.
+pub(super) type Fill<'a, E> = dyn FnMut(&File, &dyn Fn(io::Error) -> WriteError) -> Result<(), E> + 'a;
+
 /// Owner, permissions and time of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Marks {
@@ -134,7 +137,7 @@ impl Outlet {
         &mut self,
         way: &[Vec<u8>],
         marks: Marks,
-        fill: &mut dyn FnMut(&File, &dyn Fn(io::Error) -> WriteError) -> Result<(), E>,
+        fill: &mut Fill<'_, E>,
     ) -> Result<(), E> {
         let (at, name) = self.seat(way)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

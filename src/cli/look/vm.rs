@@ -1,5 +1,6 @@
 //! The archive of a virtual machine, looked at: its configuration files, what lies beside it, and the files on its disks.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -26,6 +27,10 @@ pub(super) struct Vm {
     /// Configuration files, notes and log.
     files: Vec<(String, Vec<u8>)>,
     beside: Vec<(&'static str, PathBuf)>,
+    /// When the backup was made.
+    time: i64,
+    /// What is worth a word about what was looked at.
+    notes: RefCell<Vec<String>>,
 }
 
 /// What a path leads to.
@@ -39,12 +44,19 @@ impl Vm {
     pub fn new(archive: &Arc<VmaArchive>, path: &Path) -> Self {
         let files = archive.header().configs.iter().map(|(name, content)| (name.clone(), content.clone())).collect();
         let beside = beside::files(path).into_iter().filter(|(_, path)| path.is_file()).collect();
-        Self { name: archive.name().to_owned(), machine: Machine::new(archive.disks()), files, beside }
+        Self {
+            name: archive.name().to_owned(),
+            machine: Machine::new(archive.disks()),
+            files,
+            beside,
+            time: archive.header().ctime,
+            notes: RefCell::default(),
+        }
     }
 
-    /// What is worth a word about the disks.
+    /// What is worth a word about what was looked at.
     pub fn notes(&self) -> Vec<String> {
-        self.machine.notes()
+        self.notes.take()
     }
 
     fn failed(&self, error: FsError) -> Failed {
@@ -83,6 +95,7 @@ impl Vm {
         match place.map_err(|e| self.failed(e))? {
             Place::Level(names) => Ok(Found::Level(names)),
             Place::Files(fs, way) => {
+                self.notes.borrow_mut().extend(fs.note());
                 let node = resolve(&*fs, &way, follow).map_err(|e| match e {
                     // The whole path, as it was asked for.
                     FsError::Missing(_) => self.failed(FsError::Missing(printable(path))),
@@ -104,6 +117,7 @@ impl Vm {
         match self.find(path, true)? {
             Found::Bytes(_) => Err(self.unfit(path, "no directory")),
             Found::Level(names) => {
+                self.notes.borrow_mut().extend(self.machine.notes());
                 if path.iter().all(|byte| matches!(byte, b'/' | b'.')) {
                     for (name, content) in &self.files {
                         each(Shown::new(name.as_bytes(), '-', content.len() as u64))?;
@@ -208,7 +222,7 @@ impl Vm {
         let base: Way = last_name(path).into_iter().collect();
         let (fs, top) = match self.find(path, false)? {
             Found::Bytes(content) => {
-                let marks = Marks { mode: 0o644, uid: 0, gid: 0, modified: (0, 0) };
+                let marks = Marks { mode: 0o644, uid: 0, gid: 0, modified: (self.time, 0) };
                 return outlet.file(&base, marks, &mut |file, failed| {
                     file.write_all_at(&content, 0).map_err(|e| Failed::from(failed(e)))
                 });

@@ -7,7 +7,7 @@ use crate::filesystem::FsError;
 use crate::filesystem::bytes::{le16, le32, u8_at};
 use crate::filesystem::files::{Entry, MOST_ENTRIES, is_name};
 
-/// Bytes of the largest directory: 4 million names of full length.
+/// Bytes of the largest directory.
 const LARGEST: u64 = 2 << 30;
 
 /// What the directory holds, without `.` and `..`.

@@ -14,6 +14,9 @@ use crate::filesystem::bytes::{be16, be32};
 use crate::filesystem::content::Runs;
 use crate::image::{Extent, ExtentKind, Image, ImageError};
 
+/// Blocks of a journal that are read, and blocks that it may speak of: more than any program makes.
+const MOST: u32 = 4 << 20;
+
 const MAGIC: u32 = 0xc03b_3998;
 const WIDE: u32 = 0x2;
 const CHECKSUMS_2: u32 = 0x8;
@@ -110,7 +113,7 @@ impl<'a> Log<'a> {
         let (mut blocks, mut revokes) = (Vec::new(), Vec::new());
         let mut whole = Vec::new();
         let (mut at, mut sequence) = (self.start, self.sequence);
-        let mut left = self.end - self.first;
+        let (mut left, mut said) = ((self.end - self.first).min(MOST), 0);
         while self.start != 0 && left > 0 {
             let head = self.read(at)?;
             if be32(&head, 0) != MAGIC || be32(&head, 8) != sequence {
@@ -118,6 +121,9 @@ impl<'a> Log<'a> {
             }
             left -= 1;
             at = self.next(at);
+            if said > MOST as usize {
+                return Err(wrong("says more than is read"));
+            }
             match be32(&head, 4) {
                 1 => {
                     for (block, escaped) in self.tags(&head) {
@@ -136,7 +142,11 @@ impl<'a> Log<'a> {
                     }
                     sequence = sequence.wrapping_add(1);
                 }
-                5 => revokes.extend(self.revokes(&head)),
+                5 => {
+                    let more = self.revokes(&head);
+                    said += more.len();
+                    revokes.extend(more);
+                }
                 _ => break,
             }
         }
