@@ -65,7 +65,7 @@ impl VmaArchive {
     /// As [`VmaArchive::open`]; `first` says what to do when that takes reading all of it.
     ///
     /// # Errors
-    /// As [`VmaArchive::open`]; see also [`ArchiveError::is_unsupported`]. That nothing can be kept is worth a note only.
+    /// As [`VmaArchive::open`]. That nothing can be kept is worth a note only.
     pub fn open_with(host: &Host, path: &Path, first: FirstPass, cancel: &Cancel) -> Result<Arc<Self>, ArchiveError> {
         let name = path.display().to_string();
         Self::of_file(host, path, name.clone(), first, cancel)

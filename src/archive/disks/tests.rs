@@ -247,7 +247,7 @@ fn a_file_beside_a_foreign_archive_is_used_only_when_it_is_good() {
     let (_dir, path) = foreign(std::slice::from_ref(&plain));
     let host = Host::with_root("/".into());
     let open_with = |first| VmaArchive::open_with(&host, &path, first, &Cancel::new());
-    assert!(open_with(FirstPass::Never).is_err_and(|e| e.is_unsupported()));
+    assert!(open_with(FirstPass::Never).is_err());
     let is_right = |archive: &Arc<VmaArchive>| whole(archive.disk("scsi0").unwrap().as_ref()) == plain;
     let place = Beside::path(&path);
     let archive = open_with(FirstPass::Keep).unwrap();
