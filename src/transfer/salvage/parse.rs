@@ -309,7 +309,7 @@ impl<'a> Parser<'a> {
             None if last && end >= self.buf.len() => false,
             None if last && self.buf[end..].iter().all(|byte| *byte == 0) => false,
             // Headers and blocks are multiples of 512 bytes.
-            next => !self.resembles(end) || next.is_some_and(|next| (next - end) % EXTENT_HEADER != 0),
+            next => !self.resembles(end) || next.is_some_and(|next| !(next - end).is_multiple_of(EXTENT_HEADER)),
         };
         if let Some(last) = head.pieces.last() {
             self.last = Some((last.device, last.number));
