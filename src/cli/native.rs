@@ -2,7 +2,6 @@
 //! clap's, and so are their help, their man page and their completions.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
@@ -42,34 +41,14 @@ enum Verb {
     /// Archives of vzkeep have a checksum for every byte. Those of others are held against what they have: the checksums of their
     /// compression, and their structure. The exit code is 1 when an archive is damaged, 255 when one cannot be judged.
     Verify(super::verify::Verify),
+    Ls(super::look::Ls),
+    Cat(super::look::Cat),
+    Extract(super::look::Extract),
     /// Serve the disks of an archive over NBD, to read or, with an overlay, also to write
     ///
     /// Prints a line for each disk: name, size, and the URI that QEMU, nbdcopy and others take; the name works without
     /// 'drive-', too. Runs until it gets Ctrl-C or TERM; then requests under way are answered and the socket is removed.
     Map(super::map::Map),
-    /// List what a directory in the archive of a container holds: kind, size and name
-    ///
-    /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
-    /// through. Kinds are those of 'ls -l', and h for a hard link.
-    Ls {
-        /// The archive, a path or a volume such as local:backup/<name>: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
-        archive: PathBuf,
-        /// The directory in it, such as etc/network; the top one without
-        #[arg(default_value = "")]
-        directory: OsString,
-        /// Only names as they are, each with a NUL byte behind it, for 'xargs -0'
-        #[arg(short = '0', long)]
-        null: bool,
-    },
-    /// Write the content of one file in the archive of a container to standard output
-    ///
-    /// Reads what 'vzkeep ls' reads, and then only the part of the archive the file is in. Holes become zeros.
-    Cat {
-        /// The archive, a path or a volume
-        archive: PathBuf,
-        /// The file in it, such as etc/hostname
-        member: OsString,
-    },
     /// Restore the disks of a virtual machine's archive as files, or one of them onto a block device
     ///
     /// Into a directory: the configuration files and 'drive-scsi0.raw' (or .qcow2) for each disk, which have their names only
@@ -167,9 +146,10 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::List(list) => return super::list::run(&list),
         Verb::Show(show) => return super::show::run(&show),
         Verb::Verify(verify) => return super::verify::run(&verify),
+        Verb::Ls(ls) => return super::look::list(&ls),
+        Verb::Cat(cat) => return super::look::cat(&cat),
+        Verb::Extract(extract) => return super::look::extract(&extract),
         Verb::Map(map) => return super::map::run(&map),
-        Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
-        Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
         Verb::Restore(given) => return super::restore::run(&given),
         Verb::Compare(given) => return super::compare::run(&given),
         Verb::Convert(given) => return super::convert::run(&given),

@@ -77,7 +77,10 @@ impl Inflater {
                 None => self.input.skip(zeros as u64),
                 Some(_) if zeros > 0 || at > start => {
                     let at = at + zeros as u64;
-                    return Err(SeekError::damaged(at, "something other than gzip data follows the last member".into()));
+                    return Err(SeekError::damaged(
+                        at,
+                        "something other than gzip data follows the last member".into(),
+                    ));
                 }
                 Some(_) => break,
             }
@@ -191,7 +194,8 @@ pub(super) fn scan(
             len = len.wrapping_add(data.len() as u32);
             collector.feed(data)?;
             sink(data).map_err(SeekError::Sink)?;
-            if stopped == Stopped::Boundary && collector.is_due()
+            if stopped == Stopped::Boundary
+                && collector.is_due()
                 && let Some(state) = inflater.state.block_boundary_state()
             {
                 let window = &inflater.buffer[inflater.filled.saturating_sub(WINDOW)..inflater.filled];

@@ -142,8 +142,8 @@ pub(super) fn scan(
     let none = || Err(std::io::Error::other("lzop needs a file"));
     let input = file.file().unwrap_or_else(none).map_err(SeekError::Program)?;
     let stop = Cancel::new();
-    let mut output = Decompressor::start(host, PROGRAM, input::Packed::File(input), cancel, &stop)
-        .map_err(SeekError::Program)?;
+    let mut output =
+        Decompressor::start(host, PROGRAM, input::Packed::File(input), cancel, &stop).map_err(SeekError::Program)?;
     let mut blocks = Some(Blocks::new(file, READ));
     // Where the last block that was found begins in the file, and ends in the data.
     let (mut packed, mut end) = (0, 0);

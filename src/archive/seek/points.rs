@@ -154,14 +154,7 @@ impl Collector {
     /// For a file of `packed` bytes.
     pub(super) fn new(method: Method, packed: u64) -> Self {
         Self {
-            points: Points {
-                method,
-                raw: 0,
-                piece: PIECE,
-                sums: Vec::new(),
-                points: Vec::new(),
-                notes: Vec::new(),
-            },
+            points: Points { method, raw: 0, piece: PIECE, sums: Vec::new(), points: Vec::new(), notes: Vec::new() },
             sum: Hasher::new(),
             sum_len: 0,
             spacing: Arc::new(AtomicU64::new(SPACING)),

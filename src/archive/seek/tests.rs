@@ -42,7 +42,9 @@ pub(super) fn mixture(len: usize, seed: u64) -> Vec<u8> {
             2 | 3 => {
                 let end = data.len() + part;
                 while data.len() < end {
-                    data.extend_from_slice(format!("line {} of {};\n", numbers.below(999), numbers.below(50)).as_bytes());
+                    data.extend_from_slice(
+                        format!("line {} of {};\n", numbers.below(999), numbers.below(50)).as_bytes(),
+                    );
                 }
             }
             4 => (0..part / 8).for_each(|_| data.extend_from_slice(&numbers.next().to_le_bytes())),
@@ -104,9 +106,9 @@ pub(super) fn every_point(file: &Arc<dyn Packed>, points: &Points, plain: &[u8])
         let mut decoder: Box<dyn Decode> = match points.method {
             Method::Zstd => Box::new(zstd::Decoder::open(Arc::clone(file), point.packed, &point.entry).unwrap()),
             Method::Gzip => Box::new(gzip::Decoder::open(file, point.packed, &point.entry).unwrap()),
-            Method::Lzop => Box::new(
-                lzop::Decoder::open(&host(), file, point.packed, &point.entry, &Cancel::new()).unwrap(),
-            ),
+            Method::Lzop => {
+                Box::new(lzop::Decoder::open(&host(), file, point.packed, &point.entry, &Cancel::new()).unwrap())
+            }
         };
         let end = points.points.get(i + 2).map_or(plain.len(), |point| point.raw as usize);
         let (mut at, mut buf) = (point.raw as usize, vec![0; 100_000]);
@@ -134,9 +136,22 @@ fn measure() {
     let took = begun.elapsed().as_secs_f64();
     eprintln!(
         "scan {:.2} s, {:.0} MB/s of data; packed {} MB, raw {} MB, {} points, weight {} KiB, {:?}",
-        took, points.raw as f64 / 1e6 / took, size / 1000000, points.raw / 1000000, points.count(), points.weight() >> 10, points.notes()
+        took,
+        points.raw as f64 / 1e6 / took,
+        size / 1000000,
+        points.raw / 1000000,
+        points.count(),
+        points.weight() >> 10,
+        points.notes()
     );
-    let windows: Vec<_> = points.points.iter().map(|p| match &p.entry { points::Entry::Zstd { window, .. } | points::Entry::Gzip { window, .. } => window.len(), _ => 0 }).collect();
+    let windows: Vec<_> = points
+        .points
+        .iter()
+        .map(|p| match &p.entry {
+            points::Entry::Zstd { window, .. } | points::Entry::Gzip { window, .. } => window.len(),
+            _ => 0,
+        })
+        .collect();
     eprintln!("windows mean {} max {}", windows.iter().sum::<usize>() / windows.len(), windows.iter().max().unwrap());
     let print = Fingerprint::of(&file).unwrap();
     let bytes = Beside { points: points.clone(), extra: vec![] }.bytes(&print);

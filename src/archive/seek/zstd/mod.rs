@@ -145,7 +145,10 @@ impl<'a> Unpack<'a> {
             Found::Spoilt { from } => self.collector.forget_after(self.frame_raw + from),
             Found::End => {
                 if !self.ended {
-                    return Err(SeekError::damaged(self.frame_packed, "the frame does not end with its last block".into()));
+                    return Err(SeekError::damaged(
+                        self.frame_packed,
+                        "the frame does not end with its last block".into(),
+                    ));
                 }
                 let (len, window) = (self.collector.raw() - self.frame_raw, self.header.map_or(0, |h| h.window));
                 if len >= LONG && self.points == 0 {
@@ -226,13 +229,8 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn open(file: Arc<dyn Packed>, packed: u64, entry: &Entry) -> Result<Self, SeekError> {
-        let mut decoder = Self {
-            input: PackedReader::new(file, READ),
-            context: context()?,
-            inside: false,
-            entered: None,
-            window: 0,
-        };
+        let mut decoder =
+            Self { input: PackedReader::new(file, READ), context: context()?, inside: false, entered: None, window: 0 };
         decoder.input.skip(packed);
         if let Entry::Zstd { head, window, window_byte, checksum } = entry {
             let mut dictionary = head.clone();

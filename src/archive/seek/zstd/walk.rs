@@ -142,11 +142,7 @@ struct Piece {
 }
 
 impl<'a> Walker<'a> {
-    pub(super) fn new(
-        file: Arc<dyn Packed>,
-        spacing: &'a AtomicU64,
-        give: &'a mut dyn FnMut(Found) -> bool,
-    ) -> Self {
+    pub(super) fn new(file: Arc<dyn Packed>, spacing: &'a AtomicU64, give: &'a mut dyn FnMut(Found) -> bool) -> Self {
         Self { input: PackedReader::new(file, READ), spacing, give, piece: Piece::default() }
     }
 
