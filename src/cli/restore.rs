@@ -152,12 +152,12 @@ fn restore(given: &Restore) -> Result<bool> {
     match kind {
         Some(kind) if kind.is_block_device() => job.onto_device(&to),
         Some(kind) if !kind.is_dir() => bail!("'{}' is neither a directory nor a block device", given.to.display()),
-        _ => job.into_directory(&to),
+        _ => job.to_directory(&to),
     }
 }
 
 impl Job<'_> {
-    fn into_directory(&self, to: &Path) -> Result<bool> {
+    fn to_directory(&self, to: &Path) -> Result<bool> {
         if self.given.start_at.is_some() {
             bail!("--start-at is for block devices: files of a restore that broke off are not kept");
         }
