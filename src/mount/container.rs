@@ -95,11 +95,11 @@ impl Container {
         if let Some(note) = archive.note() {
             say(&note);
         }
-        let (tree, known, seekable) = read(&archive)?;
+        let Found { tree, known, bytes } = read(&archive)?;
         if tree.is_full {
             return Err(MountError::TooMany(name));
         }
-        let bytes = if seekable.is_some() { seekable } else { archive.bytes()? };
+        let bytes = if bytes.is_some() { bytes } else { archive.bytes()? };
         let Some(bytes) = bytes else { return Err(MountError::OnlyFromStart(name)) };
         if tree.left_out > 0 {
             say(&format!("{} members are not shown: their names cannot be those of files", tree.left_out));
@@ -123,9 +123,16 @@ impl Container {
     }
 }
 
-/// All files; without a table of members with all that is to be known of them, and the bytes of an archive that became
-/// readable at any place by that.
-fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), ArchiveError> {
+/// What is read of an archive before it is shown.
+struct Found {
+    tree: Tree,
+    known: Known,
+    /// Those of an archive that became readable at any place by being gone through.
+    bytes: Option<Arc<dyn Bytes>>,
+}
+
+/// All files; without a table of members with all that is to be known of them.
+fn read(archive: &TarArchive) -> Result<Found, ArchiveError> {
     let mut builder = Builder::new();
     let in_table = archive.each_in_table(&mut |path, kind, size, offset| {
         if kind != b'V' {
@@ -135,7 +142,7 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), A
     if in_table {
         let tree = builder.finish();
         let headers = vec![Header::default(); tree.len()];
-        return Ok((tree, Known { headers, targets: HashMap::new() }, None));
+        return Ok(Found { tree, known: Known { headers, targets: HashMap::new() }, bytes: None });
     }
     let (mut builder, mut known) = (Builder::new(), Known::default());
     let bytes = archive.each_member(&mut |member| {
@@ -149,7 +156,7 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), A
     })?;
     let tree = builder.finish();
     known.headers.resize(tree.len(), Header::default());
-    Ok((tree, known, bytes))
+    Ok(Found { tree, known, bytes })
 }
 
 impl Known {

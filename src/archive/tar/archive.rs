@@ -25,6 +25,9 @@ use crate::host::{Cancel, Host};
 /// Bytes read at once when an archive is gone through.
 const PIECE: usize = 1 << 20;
 
+/// A compressed file, and how it is compressed.
+type Seek = (Arc<dyn Packed>, seek::Method);
+
 /// Takes the normal name, kind, size and offset of a member.
 type EachEntry<'a> = dyn FnMut(&[u8], u8, u64, u64) + 'a;
 
@@ -171,7 +174,7 @@ impl TarArchive {
     }
 
     /// The file and its compression, if going through it once makes it readable at any place.
-    fn seekable(&self) -> Result<Option<(Arc<dyn Packed>, seek::Method)>, ArchiveError> {
+    fn seekable(&self) -> Result<Option<Seek>, ArchiveError> {
         if self.is_random() {
             return Ok(None);
         }
