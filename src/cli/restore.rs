@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use super::restoring::{find_archive, read_or_empty};
 use super::{FAILED, complain, say, sentence};
 use crate::archive::vma::{Device, Header};
-use crate::archive::{Holds, Source, VmaArchive, holds};
+use crate::archive::{FirstPass, Holds, Source, VmaArchive, holds};
 use crate::config::StorageCfg;
 use crate::host::{Cancel, Host};
 use crate::image::{Image, RawTarget, Target};

@@ -14,7 +14,7 @@ use super::tree::{Builder, NOWHERE, Node, Number, Tree};
 use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, Xattrs};
 use super::{MountError, acl, beside};
 use crate::archive::tar::{self, BLOCK, Content, Member, TarArchive, Walker, normal, printable};
-use crate::archive::{ArchiveError, Bytes};
+use crate::archive::{ArchiveError, Bytes, FirstPass};
 use crate::host::{Cancel, Host};
 use crate::image::Image;
 
