@@ -63,6 +63,8 @@ install: all
 	        '$(DESTDIR)$(LIBDIR)/share/bash-completion/completions' '$(DESTDIR)$(LIBDIR)/share/zsh/site-functions' \
 	        '$(DESTDIR)$(LIBDIR)/share/fish/vendor_completions.d' || exit 1; done
 	ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/pct
-	scripts/install-docs target/release/vzkeep pct-restore '$(DESTDIR)$(LIBDIR)/man/man1' \
-	    '$(DESTDIR)$(LIBDIR)/share/bash-completion/completions' '$(DESTDIR)$(LIBDIR)/share/zsh/site-functions' \
-	    '$(DESTDIR)$(LIBDIR)/share/fish/vendor_completions.d'
+	ln -sfn ../../../bin/vzkeep $(DESTDIR)$(LIBDIR)/bin/vma
+	for name in pct-restore vma; do \
+	    scripts/install-docs target/release/vzkeep $$name '$(DESTDIR)$(LIBDIR)/man/man1' \
+	        '$(DESTDIR)$(LIBDIR)/share/bash-completion/completions' '$(DESTDIR)$(LIBDIR)/share/zsh/site-functions' \
+	        '$(DESTDIR)$(LIBDIR)/share/fish/vendor_completions.d' || exit 1; done

@@ -183,7 +183,7 @@ fn zsh_completes() {
 #[test]
 fn every_script_and_page_is_read_without_a_complaint() {
     let (dir, root) = node();
-    for program in ["vzkeep", "vzdump", "qmrestore", "pct-restore"] {
+    for program in ["vzkeep", "vzdump", "qmrestore", "pct-restore", "vma"] {
         for shell in ["bash", "zsh", "fish"] {
             if lab::require("every_script_and_page_is_read_without_a_complaint", &[shell]) {
                 let file = dir.path().join("script");

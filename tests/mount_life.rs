@@ -231,6 +231,46 @@ fn damaged_and_vanished_archives() -> Result<()> {
 }
 
 #[test]
+fn who_is_not_root() -> Result<()> {
+    let name = "who_is_not_root";
+    if !require_fuse(name) || !lab::require(name, &["setpriv", "fusermount3"]) {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (archive, bytes) = archive(dir.path())?;
+    let point = MountPoint::new(dir.path(), "point")?;
+    // Everything has to be where that user can find it.
+    let program = dir.path().join("vzkeep");
+    std::fs::copy(lab::programs::vzkeep()?, &program)?;
+    for (path, mode) in [(dir.path(), 0o755), (&program, 0o755), (&archive, 0o644)] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    }
+    std::os::unix::fs::chown(point.path(), Some(65_534), Some(65_534))?;
+    let as_nobody = |words: &[&std::ffi::OsStr]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(words).env_remove(Host::ROOT_VAR);
+        command.output().context("setpriv")
+    };
+    let mount = [program.as_os_str(), "mount".as_ref(), archive.as_os_str(), point.path().as_os_str()];
+    for ends_by_signal in [false, true] {
+        let output = as_nobody(&mount)?;
+        ensure!(output.status.success(), "{}", said(&output));
+        // Not even root looks into it; whose it is reads all of it.
+        ensure!(std::fs::metadata(point.join("drive-scsi0.raw")).is_err(), "root has got in");
+        let read = as_nobody(&["cat".as_ref(), point.join("drive-scsi0.raw").as_os_str()])?;
+        ensure!(read.stdout == bytes, "other bytes: {}", said(&read));
+        if ends_by_signal {
+            send(u32::try_from(point.servers()?[0])?, Signal::SIGTERM)?;
+        } else {
+            let output = as_nobody(&["fusermount3".as_ref(), "-u".as_ref(), point.path().as_os_str()])?;
+            ensure!(output.status.success(), "{}", said(&output));
+        }
+        point.wait_until_gone()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_disk_that_does_not_answer() -> Result<()> {
     if !require_fuse("a_disk_that_does_not_answer") {
         return Ok(());

@@ -295,6 +295,7 @@ fn create_and_back() {
         (&["create", "old.vma", "-d", "format=raw:a.raw"][..], "old.vma' exists already and is not overwritten\n"),
         (&["create", "x.vma", "-d", "a=a.raw"], "No format specified for device: 'a=a.raw'\n"),
         (&["create", "x.vma", "-d", "format=raw:a.raw", "b.qcow2"], "specify all devices via '-d'\n"),
+        (&["create", "x.vma", "a=a.raw", "a=b.qcow2"], "vma_writer_register_stream 'a' failed: it comes twice\n"),
         (&["create", "x.vma", "-d", "format=raw:none"], "none: No such file or directory (os error 2)\n"),
         (
             &["create", "x.vma", "-c", "none.conf"],

@@ -66,6 +66,29 @@ impl<P: Weight> PieceCache<P> {
         Ok(piece)
     }
 
+    /// The piece `key`, if it is there.
+    pub(crate) fn peek(&self, key: u64) -> Option<Arc<P>> {
+        let mut state = self.lock();
+        state.clock += 1;
+        let now = state.clock;
+        match state.pieces.get_mut(&key) {
+            Some(Slot::Ready { piece, used }) => {
+                *used = now;
+                Some(Arc::clone(piece))
+            }
+            Some(Slot::Loading) | None => None,
+        }
+    }
+
+    /// Keeps a piece that came by, unless it is there already.
+    pub(crate) fn put(&self, key: u64, piece: &Arc<P>) {
+        let mut state = self.lock();
+        if !state.pieces.contains_key(&key) {
+            state.insert(key, piece);
+            state.shrink(self.budget, key);
+        }
+    }
+
     /// Whether the piece is there or about to be.
     pub(crate) fn has(&self, key: u64) -> bool {
         self.lock().pieces.contains_key(&key)
@@ -77,6 +100,12 @@ impl<P: Weight> PieceCache<P> {
 }
 
 impl<P: Weight> State<P> {
+    fn insert(&mut self, key: u64, piece: &Arc<P>) {
+        self.clock += 1;
+        self.bytes += piece.weight();
+        self.pieces.insert(key, Slot::Ready { piece: Arc::clone(piece), used: self.clock });
+    }
+
     /// Lets go of old pieces until there is room, but not of `newest`.
     fn shrink(&mut self, budget: usize, newest: u64) {
         while self.bytes > budget {
@@ -102,10 +131,7 @@ struct Claim<'a, P: Weight> {
 impl<P: Weight> Claim<'_, P> {
     fn keep(&mut self, piece: &Arc<P>) {
         let mut state = self.cache.lock();
-        state.clock += 1;
-        let used = state.clock;
-        state.bytes += piece.weight();
-        state.pieces.insert(self.key, Slot::Ready { piece: Arc::clone(piece), used });
+        state.insert(self.key, piece);
         state.shrink(self.cache.budget, self.key);
         self.kept = true;
     }

@@ -12,6 +12,7 @@ mod framed;
 mod holds;
 mod input;
 mod packed;
+pub mod seek;
 mod source;
 pub mod tar;
 pub mod vma;

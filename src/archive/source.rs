@@ -31,13 +31,6 @@ pub struct ArchiveError {
     pub cause: ArchiveCause,
 }
 
-impl ArchiveError {
-    /// Whether it is only that an archive of this kind cannot be read at any place.
-    pub fn is_unsupported(&self) -> bool {
-        matches!(&self.cause, ArchiveCause::Open(e) if e.kind() == io::ErrorKind::Unsupported)
-    }
-}
-
 /// What is wrong with an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveCause {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::restore::{archive_path, place};
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::VmaArchive;
 use crate::host::{Cancel, Host};
 use crate::image::{Image, NbdImage, detect_format, open_image};
@@ -43,7 +43,7 @@ pub(super) fn run(given: &Compare) -> ExitCode {
     match work(given) {
         Ok(same) => ExitCode::from(u8::from(!same)),
         Err(e) => {
-            complain(&format!("{e:#}\n"));
+            complain(&format!("{}\n", sentence(&e)));
             ExitCode::from(FAILED)
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::restore::{archive_path, place};
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::{Compression, VmaArchive};
 use crate::host::{Cancel, Host};
 use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Draft, Output, Progress, backup_numbered};
@@ -38,7 +38,7 @@ pub(super) fn run(given: &Convert) -> ExitCode {
     match convert(given, &name) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            complain(&format!("{e:#}\n"));
+            complain(&format!("{}\n", sentence(&e)));
             ExitCode::from(FAILED)
         }
     }

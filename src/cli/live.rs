@@ -64,6 +64,7 @@ pub(super) fn open(host: &Host, path: &Path, log: &LogSink, cancel: &Cancel) -> 
     if !real.is_file() {
         bail!("'{}' is no regular file: a live restore reads the archive at any place", path.display());
     }
+    log.line(Kind::Bare, "opening the archive; one of another program is gone through once before the VM starts");
     let archive = VmaArchive::open(host, &real, cancel)?;
     if let Some(note) = archive.note() {
         log.line(Kind::Bare, note);

@@ -70,6 +70,18 @@ fn words(args: &[OsString]) -> Result<Vec<String>, ExitCode> {
     args.iter().map(word).collect()
 }
 
+/// What went wrong, as one sentence: a cause is added where the sentence does not have it already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        let bare = cause.split(" (os error").next().unwrap_or_default();
+        if !text.contains(bare) {
+            text += &format!(": {cause}");
+        }
+    }
+    text
+}
+
 /// Writes to standard output. A reader that went away is no reason to end in the middle of something, as `print!` does.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();

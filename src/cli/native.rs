@@ -2,7 +2,6 @@
 //! clap's, and so are their help, their man page and their completions.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
@@ -21,7 +20,8 @@ use crate::schema::{Shell, Vmid};
     after_help = "Drop-ins, also as programs of these names:
   vzkeep vzdump {<vmid>} [OPTIONS]               back up guests; 'vzkeep vzdump help' lists the options
   vzkeep qmrestore <archive> <vmid> [OPTIONS]    restore a virtual machine; 'vzkeep qmrestore help' lists the options
-  vzkeep pct-restore <vmid> <archive> [OPTIONS]  restore a container; 'vzkeep pct-restore help' lists the options"
+  vzkeep pct-restore <vmid> <archive> [OPTIONS]  restore a container; 'vzkeep pct-restore help' lists the options
+  vzkeep vma <command> ...                       look into, unpack and make archives; 'vzkeep man vma' explains it"
 )]
 struct Native {
     #[command(subcommand)]
@@ -41,34 +41,14 @@ enum Verb {
     /// Archives of vzkeep have a checksum for every byte. Those of others are held against what they have: the checksums of their
     /// compression, and their structure. The exit code is 1 when an archive is damaged, 255 when one cannot be judged.
     Verify(super::verify::Verify),
+    Ls(super::look::Ls),
+    Cat(super::look::Cat),
+    Extract(super::look::Extract),
     /// Serve the disks of an archive over NBD, to read or, with an overlay, also to write
     ///
     /// Prints a line for each disk: name, size, and the URI that QEMU, nbdcopy and others take; the name works without
     /// 'drive-', too. Runs until it gets Ctrl-C or TERM; then requests under way are answered and the socket is removed.
     Map(super::map::Map),
-    /// List what a directory in the archive of a container holds: kind, size and name
-    ///
-    /// An archive vzkeep made has a table of its members, of which only a small part is read; any other one is gone
-    /// through. Kinds are those of 'ls -l', and h for a hard link.
-    Ls {
-        /// The archive, a path or a volume such as local:backup/<name>: .tar, .tar.zst, .tar.gz, .tgz, .tar.lzo, .tar.xz or .tar.bz2
-        archive: PathBuf,
-        /// The directory in it, such as etc/network; the top one without
-        #[arg(default_value = "")]
-        directory: OsString,
-        /// Only names as they are, each with a NUL byte behind it, for 'xargs -0'
-        #[arg(short = '0', long)]
-        null: bool,
-    },
-    /// Write the content of one file in the archive of a container to standard output
-    ///
-    /// Reads what 'vzkeep ls' reads, and then only the part of the archive the file is in. Holes become zeros.
-    Cat {
-        /// The archive, a path or a volume
-        archive: PathBuf,
-        /// The file in it, such as etc/hostname
-        member: OsString,
-    },
     /// Restore the disks of a virtual machine's archive as files, or one of them onto a block device
     ///
     /// Into a directory: the configuration files and 'drive-scsi0.raw' (or .qcow2) for each disk, which have their names only
@@ -131,12 +111,13 @@ enum Program {
     Vzdump,
     Qmrestore,
     PctRestore,
+    Vma,
 }
 
 impl Program {
     fn table(self) -> Option<&'static crate::schema::Command> {
         match self {
-            Self::Vzkeep => None,
+            Self::Vzkeep | Self::Vma => None,
             Self::Vzdump => Some(&VZDUMP),
             Self::Qmrestore => Some(&QMRESTORE),
             Self::PctRestore => Some(&PCT_RESTORE),
@@ -165,9 +146,10 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::List(list) => return super::list::run(&list),
         Verb::Show(show) => return super::show::run(&show),
         Verb::Verify(verify) => return super::verify::run(&verify),
+        Verb::Ls(ls) => return super::look::list(&ls),
+        Verb::Cat(cat) => return super::look::cat(&cat),
+        Verb::Extract(extract) => return super::look::extract(&extract),
         Verb::Map(map) => return super::map::run(&map),
-        Verb::Ls { archive, directory, null } => return super::look::list(&archive, &directory, null),
-        Verb::Cat { archive, member } => return super::look::cat(&archive, &member),
         Verb::Restore(given) => return super::restore::run(&given),
         Verb::Compare(given) => return super::compare::run(&given),
         Verb::Convert(given) => return super::convert::run(&given),
@@ -191,6 +173,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
 
 fn man(program: Program) -> String {
     match program.table() {
+        None if matches!(program, Program::Vma) => super::vma::man(env!("CARGO_PKG_VERSION")),
         Some(table) => crate::schema::man_page(table, env!("CARGO_PKG_VERSION")),
         None => {
             let mut page = Vec::new();
@@ -202,16 +185,19 @@ fn man(program: Program) -> String {
 }
 
 fn completion(program: Program, shell: clap_complete::Shell) -> Option<String> {
-    let Some(table) = program.table() else {
+    let table = program.table();
+    if table.is_none() && !matches!(program, Program::Vma) {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Native::command(), "vzkeep", &mut script);
         return Some(String::from_utf8_lossy(&script).into_owned());
-    };
+    }
     let shell = match shell {
         clap_complete::Shell::Bash => Shell::Bash,
         clap_complete::Shell::Zsh => Shell::Zsh,
         clap_complete::Shell::Fish => Shell::Fish,
         _ => return None,
     };
-    Some(crate::schema::completion(table, shell))
+    Some(
+        table.map_or_else(|| super::vma::completion(shell).to_owned(), |table| crate::schema::completion(table, shell)),
+    )
 }

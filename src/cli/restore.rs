@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::restoring::{find_archive, read_or_empty};
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::vma::{Device, Header};
 use crate::archive::{Holds, Source, VmaArchive, holds};
 use crate::config::StorageCfg;
@@ -21,6 +22,9 @@ use crate::image::{Image, RawTarget, Target};
 use crate::restore::folder::Folder;
 use crate::transfer::salvage::{self, Loss, Losses};
 use crate::transfer::{self, CopyOptions, CopyProgress, RestoreProgress};
+
+/// Ranges that are told one by one.
+const SHOWN: usize = 200;
 
 /// What is restored, and whereto.
 #[derive(Debug, Args)]
@@ -78,7 +82,7 @@ pub(super) fn run(given: &Restore) -> ExitCode {
     match restore(given) {
         Ok(saved) => ExitCode::from(u8::from(!saved)),
         Err(e) => {
-            complain(&format!("{e:#}\n"));
+            complain(&format!("{}\n", sentence(&e)));
             ExitCode::from(FAILED)
         }
     }
@@ -186,14 +190,15 @@ impl Job<'_> {
             targets.insert(device.id, self.disk_file(&mut folder, &format, device)?);
         }
         // Some disks of many are read alone, where that is possible.
-        match (!self.given.disk.is_empty()).then(|| self.random_access()).transpose()?.flatten() {
-            Some(archive) => {
+        match !self.given.disk.is_empty() && self.is_near(&source) {
+            true => {
+                let archive = VmaArchive::open(&self.host, &self.archive, &self.cancel)?;
                 for device in &disks {
                     let image = archive.disk(&device.name).context("a disk of the archive is gone")?;
                     self.copy(&image, targets[&device.id].as_ref(), 0)?;
                 }
             }
-            None => self.stream(source, &targets)?,
+            false => self.stream(source, &targets)?,
         }
         drop(targets);
         folder.commit()?;
@@ -228,46 +233,35 @@ impl Job<'_> {
                 Ok((BTreeMap::from([(device.id, open(&device.name)?)]), None))
             });
         }
-        let archive = self.random_access()?;
-        let source = match &archive {
-            Some(_) => None,
-            None if self.given.start_at.is_some() => {
-                bail!(
-                    "--start-at needs an archive that can be read at any place, and this one is one compressed stream"
-                )
-            }
-            None => Some(Source::open(&self.host, &self.archive, &self.cancel)?),
-        };
-        let header = match (&archive, &source) {
-            (Some(archive), _) => archive.header().clone(),
-            (None, Some(source)) => source.header().clone(),
-            (None, None) => bail!("the archive cannot be read"),
-        };
-        let device = only(&choose(&header, &self.given.disk)?, &shown)?.clone();
+        let source = Source::open(&self.host, &self.archive, &self.cancel)?;
+        if let Some(note) = source.note() {
+            complain(&format!("{note}\n"));
+        }
+        let device = only(&choose(source.header(), &self.given.disk)?, &shown)?.clone();
         let target = open(&device.name)?;
         let (size, wanted) = (target.size(), device.size);
         if size < wanted {
             bail!("'{shown}' has {size} bytes, {} needs {wanted}", device.name);
         }
-        match (archive, source) {
-            (Some(archive), _) => {
-                let image = archive.disk(&device.name).context("a disk of the archive is gone")?;
-                self.copy(&image, target.as_ref(), self.given.start_at.unwrap_or(0))?;
-            }
-            (None, Some(source)) => self.stream(source, &BTreeMap::from([(device.id, target)]))?,
-            (None, None) => {}
+        if self.given.start_at.is_some() || self.is_near(&source) {
+            let archive = VmaArchive::open(&self.host, &self.archive, &self.cancel)?;
+            let image = archive.disk(&device.name).context("a disk of the archive is gone")?;
+            self.copy(&image, target.as_ref(), self.given.start_at.unwrap_or(0))?;
+        } else {
+            self.stream(source, &BTreeMap::from([(device.id, target)]))?;
         }
         say(&format!("restored {} to '{shown}'\n", device.name));
         Ok(true)
     }
 
-    /// The archive, when it can be read at any place.
-    fn random_access(&self) -> Result<Option<Arc<VmaArchive>>> {
-        match VmaArchive::open(&self.host, &self.archive, &self.cancel) {
-            Ok(archive) => Ok(Some(archive)),
-            Err(e) if e.is_unsupported() => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+    /// Whether any place of the archive can be read without going through all of it first.
+    fn is_near(&self, source: &Source) -> bool {
+        let is_plain = || {
+            let mut start = [0; 4];
+            let read = std::fs::File::open(&self.archive).and_then(|mut file| file.read_exact(&mut start));
+            read.is_ok() && &start == b"VMA\0"
+        };
+        source.index().is_some() || is_plain()
     }
 
     fn percent(&self) -> impl FnMut(u64, u64) {
@@ -313,7 +307,7 @@ impl Job<'_> {
         &self,
         open: impl FnOnce(&[&Device], &Header) -> Result<(BTreeMap<u8, Arc<dyn Target>>, Option<Folder>)>,
     ) -> Result<bool> {
-        let mut wreck = salvage::Wreck::open(&self.host, &self.archive, &self.cancel)?;
+        let wreck = salvage::Wreck::open(&self.host, &self.archive, &self.cancel)?;
         let header = wreck.header().clone();
         let disks = choose(&header, &self.given.disk)?;
         let (targets, mut folder) = open(&disks, &header)?;
@@ -348,11 +342,14 @@ fn report(losses: &Losses, disks: &[&Device]) {
     for damage in &losses.damages {
         complain(&format!("{damage}\n"));
     }
-    for Loss { device, range, reason, offset } in &losses.lost {
+    for Loss { device, range, reason, offset } in losses.lost.iter().take(SHOWN) {
         let Some(disk) = disks.iter().find(|d| d.id == *device) else { continue };
         let at = offset.map(|at| format!(" (archive byte {at})")).unwrap_or_default();
         let (name, start, end, len) = (&disk.name, range.start, range.end, range.end - range.start);
         complain(&format!("{name}: {len} bytes from {start} to {end} are lost and read as zeros: {reason}{at}\n"));
+    }
+    if let Some(more) = losses.lost.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        complain(&format!("and {more} more ranges, see the map\n"));
     }
     if losses.is_empty() {
         say("everything was saved\n");

@@ -40,11 +40,6 @@ impl Runs {
         Ok(())
     }
 
-    /// The pieces in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Run> + use<'_> {
-        self.0.iter().copied()
-    }
-
     /// The piece that holds byte `offset`, or the next one behind it.
     fn from(&self, offset: u64) -> Option<Run> {
         let first = self.0.partition_point(|run| run.at + run.len <= offset);

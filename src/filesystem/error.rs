@@ -19,6 +19,17 @@ pub enum FsError {
     /// It may be sound, but is nothing that is read here.
     #[error("{0}")]
     Unsupported(String),
+    /// Something of a kind that is known by its signature only.
+    #[error("holds {0}, which is not read here")]
+    Foreign(&'static str),
+    /// One of the above, and the disk, partition, volume or file it is about.
+    #[error("{name}: {source}")]
+    About {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: Box<FsError>,
+    },
     /// No such file.
     #[error("there is no '{0}'")]
     Missing(String),

@@ -145,10 +145,7 @@ pub fn open(image: Arc<dyn Image>) -> Result<Arc<dyn FileSystem>, FsError> {
             Err(FsError::Unsupported("holds an LVM physical volume; what is in it is below 'lvm'".to_owned()))
         }
         Found::Unknown => Err(FsError::Unsupported("holds no file system that is known".to_owned())),
-        found @ Found::Named(_) => {
-            let name = found.name();
-            Err(FsError::Unsupported(format!("holds {name}, which is not read here")))
-        }
+        Found::Named(what) => Err(FsError::Foreign(what)),
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! Written from the description of the format in LVM2's sources (format_text/layout.h, label.h).
 
+#[cfg(test)]
+mod tests;
 mod text;
 mod volume;
 
@@ -223,9 +225,10 @@ struct Place<'a> {
 fn segments(volume: &Section, extent: u64, places: &HashMap<&str, Place<'_>>) -> Result<Vec<Segment>, String> {
     let strange = || "is described in a way that makes no sense".to_owned();
     let count = volume.number("segment_count").filter(|count| *count <= MOST_SEGMENTS).ok_or_else(strange)?;
+    let described: HashMap<_, _> = volume.sections().collect();
     let mut segments = Vec::new();
     for number in 1..=count {
-        let segment = volume.section(&format!("segment{number}")).ok_or_else(strange)?;
+        let segment = *described.get(format!("segment{number}").as_str()).ok_or_else(strange)?;
         let bytes = |key: &str| segment.number(key)?.checked_mul(extent);
         let (start, len) = (bytes("start_extent").ok_or_else(strange)?, bytes("extent_count").ok_or_else(strange)?);
         let kind = segment.text("type").unwrap_or_default();

@@ -190,6 +190,6 @@ fn file_system(image: &Arc<dyn Image>) -> Result<Arc<dyn FileSystem>, FsError> {
 fn about(name: &str, error: FsError) -> FsError {
     match error {
         FsError::Image(_) => error,
-        error => FsError::Unsupported(format!("{name}: {error}")),
+        error => FsError::About { name: name.to_owned(), source: Box::new(error) },
     }
 }

@@ -28,9 +28,13 @@ pub use machine::{Machine, Place};
 pub use partition::{Partition, Table, partition_table, partitions};
 pub use probe::{Found, probe};
 
-/// Does with any bytes what is done with a disk that may hold a partition table or a physical volume. For fuzzing.
+/// Does with any bytes what is done with a disk: looks for partitions, volumes and files. For fuzzing.
 #[doc(hidden)]
 pub fn rehearse(bytes: &[u8]) {
     partition::rehearse(bytes);
     lvm::rehearse(bytes);
+    let disk = crate::image::MemImage::new("disk", bytes.to_vec());
+    if let Ok(fs) = open(std::sync::Arc::new(disk)) {
+        read_everything(&*fs, 50);
+    }
 }

@@ -23,20 +23,6 @@ pub enum Found {
     Unknown,
 }
 
-impl Found {
-    /// In a sentence: "an ext file system".
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ext => "an ext2, ext3 or ext4 file system",
-            Self::Fat => "a FAT file system",
-            Self::Ntfs => "an NTFS file system",
-            Self::Lvm => "an LVM physical volume",
-            Self::Named(name) => name,
-            Self::Unknown => "nothing that is known",
-        }
-    }
-}
-
 /// Signatures: offset, bytes, what they mean.
 const SIGNATURES: [(u64, &[u8], &str); 22] = [
     (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),

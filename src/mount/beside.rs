@@ -22,7 +22,7 @@ pub(super) fn add(flat: &mut Flat, archive: &Path) -> Result<(), ImageError> {
 }
 
 /// Where they are, by the archive's name; an archive whose name is none of vzdump's has none.
-fn files(archive: &Path) -> Vec<(&'static str, PathBuf)> {
+pub(crate) fn files(archive: &Path) -> Vec<(&'static str, PathBuf)> {
     let info = archive.file_name().and_then(|name| ArchiveInfo::parse(name.to_str()?));
     let Some(info) = info else { return Vec::new() };
     // The extension begins with what kind of archive it is.

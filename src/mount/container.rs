@@ -30,6 +30,8 @@ const AT_ONCE: usize = 1024;
 const PIECE: usize = 8 * BLOCK;
 /// Bytes that the headers of one member may have: two long names and extended headers.
 const MOST: u64 = 64 << 20;
+/// Bytes of where a symbolic link leads, at most: as the kernel has it.
+const LONGEST_LINK: usize = 4095;
 /// The configuration files of the archive, and what they are called here.
 const CONFIGS: [(&[u8], &str); 2] = [(b"etc/vzdump/pct.conf", "pct.conf"), (b"etc/vzdump/pct.fw", "pct.fw")];
 
@@ -37,6 +39,8 @@ const CONFIGS: [(&[u8], &str); 2] = [(b"etc/vzdump/pct.conf", "pct.conf"), (b"et
 #[derive(Debug, Clone, Copy, Default)]
 struct Header {
     known: bool,
+    /// Whether it has extended attributes, which are read when they are wanted.
+    xattrs: bool,
     mode: u16,
     nanos: u32,
     uid: u32,
@@ -46,17 +50,11 @@ struct Header {
     stored: u64,
 }
 
-/// What few files have.
-#[derive(Debug, Default)]
-struct Extra {
-    link: Vec<u8>,
-    xattrs: Xattrs,
-}
-
 #[derive(Default)]
 struct Known {
     headers: Vec<Header>,
-    extras: HashMap<Number, Extra>,
+    /// Where links lead.
+    targets: HashMap<Number, Vec<u8>>,
 }
 
 /// The files of an archive.
@@ -91,14 +89,18 @@ impl Container {
     ) -> Result<Self, MountError> {
         let name = path.display().to_string();
         let archive = TarArchive::open(host, path, cancel)?;
-        if !archive.is_random() {
+        if !archive.can_be_random()? {
             return Err(MountError::OnlyFromStart(name));
         }
         if let Some(note) = archive.note() {
             say(&note);
         }
-        let (tree, known) = read(&archive)?;
-        let Some(bytes) = archive.bytes()? else { return Err(MountError::OnlyFromStart(name)) };
+        let (tree, known, seekable) = read(&archive)?;
+        if tree.is_full {
+            return Err(MountError::TooMany(name));
+        }
+        let bytes = if seekable.is_some() { seekable } else { archive.bytes()? };
+        let Some(bytes) = bytes else { return Err(MountError::OnlyFromStart(name)) };
         if tree.left_out > 0 {
             say(&format!("{} members are not shown: their names cannot be those of files", tree.left_out));
         }
@@ -121,8 +123,9 @@ impl Container {
     }
 }
 
-/// All files; without a table of members with all that is to be known of them.
-fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
+/// All files; without a table of members with all that is to be known of them, and the bytes of an archive that became
+/// readable at any place by that.
+fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), ArchiveError> {
     let mut builder = Builder::new();
     let in_table = archive.each_in_table(&mut |path, kind, size, offset| {
         if kind != b'V' {
@@ -132,10 +135,10 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
     if in_table {
         let tree = builder.finish();
         let headers = vec![Header::default(); tree.len()];
-        return Ok((tree, Known { headers, extras: HashMap::new() }));
+        return Ok((tree, Known { headers, targets: HashMap::new() }, None));
     }
     let (mut builder, mut known) = (Builder::new(), Known::default());
-    archive.each_member(&mut |member| {
+    let bytes = archive.each_member(&mut |member| {
         let kind = tar::sign(member.kind);
         if kind == b'V' {
             return;
@@ -146,7 +149,7 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
     })?;
     let tree = builder.finish();
     known.headers.resize(tree.len(), Header::default());
-    Ok((tree, known))
+    Ok((tree, known, bytes))
 }
 
 impl Known {
@@ -162,21 +165,26 @@ impl Known {
             _ => 0,
         };
         let (mode, uid, gid, stored) = (said.mode, said.uid, said.gid, member.stored);
-        self.headers[at] = Header { known: true, mode, nanos, uid, gid, rdev, mtime, stored };
-        let mut xattrs = said.xattrs.clone();
-        let lists = [("access", &said.acl), ("default", &said.default_acl)];
-        for (which, text) in lists {
-            if let Some(value) = text.as_deref().and_then(acl::encoded) {
-                xattrs.push((format!("system.posix_acl_{which}").into_bytes(), value));
-            }
-        }
-        let link = member.link.clone();
-        if link.is_empty() && xattrs.is_empty() {
-            self.extras.remove(&number);
+        let xattrs = !said.xattrs.is_empty() || said.acl.is_some() || said.default_acl.is_some();
+        self.headers[at] = Header { known: true, xattrs, mode, nanos, uid, gid, rdev, mtime, stored };
+        if member.link.is_empty() || member.link.len() > LONGEST_LINK {
+            self.targets.remove(&number);
         } else {
-            self.extras.insert(number, Extra { link, xattrs });
+            self.targets.insert(number, member.link.clone());
         }
     }
+}
+
+/// The extended attributes that a header has, the access lists among them.
+fn xattrs(member: Member) -> Xattrs {
+    let Some(said) = member.attributes else { return Xattrs::new() };
+    let lists = [("access", &said.acl), ("default", &said.default_acl)];
+    let list = |(which, text): (&str, &Option<Vec<u8>>)| {
+        let value = acl::encoded(text.as_deref()?)?;
+        Some((format!("system.posix_acl_{which}").into_bytes(), value))
+    };
+    let lists: Vec<_> = lists.into_iter().filter_map(list).collect();
+    said.xattrs.into_iter().chain(lists).collect()
 }
 
 /// As the kernel has it in FUSE: 12 bits of the major number between 20 of the minor one.
@@ -289,7 +297,7 @@ impl Files {
         if self.header(number, node).is_none() {
             self.learn(number, node).ok()?;
         }
-        let link = self.known().extras.get(&number)?.link.clone();
+        let link = self.known().targets.get(&number)?.clone();
         let target = self.tree.find(&normal(&link))?;
         let found = self.tree.node(target)?;
         if found.offset >= node.offset || found.kind == b'd' {
@@ -320,12 +328,14 @@ impl Files {
         Ok(Arc::new(content.map_err(|e| self.broken(number, e))?))
     }
 
-    fn extra<T>(&self, number: Number, found: impl FnOnce(&Extra) -> T) -> Result<Option<T>, ViewError> {
+    /// What the header tells, read now if it was not before.
+    fn told(&self, number: Number) -> Result<(Node, Header), ViewError> {
         let node = self.tree.node(number).ok_or(ViewError::Missing)?;
-        if self.header(number, node).is_none() {
-            self.learn(number, node)?;
-        }
-        Ok(self.known().extras.get(&number).map(found))
+        let header = match self.header(number, node) {
+            Some(header) => header,
+            None => self.learn(number, node)?,
+        };
+        Ok((node, header))
     }
 }
 
@@ -352,19 +362,17 @@ fn inode(number: Number) -> Inode {
 impl View for Container {
     fn is_known(&self, inode: Inode) -> bool {
         let Some(number) = number(inode) else { return self.flat.is_known(inode) };
-        self.files.tree.node(number).is_none_or(|node| self.files.header(number, node).is_some())
+        // Extended attributes are read anew each time.
+        let known = |node| self.files.header(number, node).is_some_and(|header| !header.xattrs);
+        self.files.tree.node(number).is_none_or(known)
     }
 
     fn attributes(&self, asked: Inode) -> Result<Attributes, ViewError> {
         let Some(number) = number(asked) else { return self.flat.attributes(asked) };
         let number = self.files.resolved(number)?;
-        let node = self.files.tree.node(number).ok_or(ViewError::Missing)?;
-        let header = match self.files.header(number, node) {
-            Some(header) => header,
-            None => self.files.learn(number, node)?,
-        };
+        let (node, header) = self.files.told(number)?;
         let kind = kind(node.kind);
-        let link = || self.files.known().extras.get(&number).map_or(0, |extra| extra.link.len() as u64);
+        let link = || self.files.known().targets.get(&number).map_or(0, |target| target.len() as u64);
         let (size, data) = match kind {
             Kind::File => (node.size, header.stored.min(node.size)),
             Kind::Symlink => (link(), 0),
@@ -429,14 +437,20 @@ impl View for Container {
 
     fn link(&self, inode: Inode) -> Result<Vec<u8>, ViewError> {
         let Some(number) = number(inode) else { return self.flat.link(inode) };
-        if self.files.tree.node(number).is_none_or(|node| node.kind != b'l') {
+        let (node, _) = self.files.told(number)?;
+        if node.kind != b'l' {
             return Err(ViewError::Unfit);
         }
-        self.files.extra(number, |extra| extra.link.clone())?.ok_or(ViewError::Missing)
+        let target = self.files.known().targets.get(&number).cloned();
+        target.ok_or_else(|| self.files.broken(number, "where it leads is longer than a link can be"))
     }
 
     fn xattrs(&self, inode: Inode) -> Result<Xattrs, ViewError> {
         let Some(number) = number(inode) else { return self.flat.xattrs(inode) };
-        Ok(self.files.extra(number, |extra| extra.xattrs.clone())?.unwrap_or_default())
+        let (node, header) = self.files.told(number)?;
+        if !header.xattrs {
+            return Ok(Xattrs::new());
+        }
+        Ok(xattrs(self.files.member(number, node.offset)?))
     }
 }

@@ -7,7 +7,7 @@
 
 mod acl;
 mod answer;
-mod beside;
+pub(crate) mod beside;
 mod container;
 mod flat;
 mod place;
@@ -78,6 +78,9 @@ pub enum MountError {
     /// Its content cannot be read at any place.
     #[error("archive '{0}' can only be read from its start on, because of how it is compressed: decompress it first")]
     OnlyFromStart(String),
+    /// Its files would take too much memory.
+    #[error("archive '{0}' has too many files to be shown")]
+    TooMany(String),
     /// Somebody asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -180,7 +180,7 @@ impl Server {
         })
     }
 
-    /// Answers with what `work` finds out about `inode`: at once when that is known, else when it is its turn.
+    /// Answers with what `work` finds out about `inode`: at once when all of that is known, else when it is its turn.
     fn look<R: Refuse, T>(
         &self,
         inode: INodeNo,
@@ -188,18 +188,31 @@ impl Server {
         work: impl FnOnce(&Inner) -> Result<T, ViewError> + Send + 'static,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) {
-        let finish = move |reply: R, inner: &Inner, found| match found {
-            Ok(found) => answer(reply, found),
-            Err(error) => reply.refuse(inner.errno(inode, &error)),
-        };
         if self.inner.view.is_known(inode.0) {
-            let found = work(&self.inner);
-            return finish(reply, &self.inner, found);
+            match work(&self.inner) {
+                Ok(found) => answer(reply, found),
+                Err(error) => reply.refuse(self.inner.errno(inode, &error)),
+            }
+        } else {
+            self.look_later(inode, reply, work, answer);
         }
+    }
+
+    /// Answers when it is its turn: for what may need the archive.
+    fn look_later<R: Refuse, T>(
+        &self,
+        inode: INodeNo,
+        reply: R,
+        work: impl FnOnce(&Inner) -> Result<T, ViewError> + Send + 'static,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) {
         let (inner, waiting) = (Arc::clone(&self.inner), self.patience.begin(reply));
         self.lookers.run(move |_| {
-            let found = work(&inner);
-            waiting.with(|reply| finish(reply, &inner, found));
+            let found = work(&inner).map_err(|error| inner.errno(inode, &error));
+            waiting.with(|reply| match found {
+                Ok(found) => answer(reply, found),
+                Err(errno) => reply.refuse(errno),
+            });
         });
     }
 }
@@ -256,7 +269,7 @@ impl Filesystem for Server {
 
     fn open(&self, _req: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let keep = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-        self.look(inode, reply, move |inner| inner.open(inode), move |reply, handle| reply.opened(handle, keep));
+        self.look_later(inode, reply, move |inner| inner.open(inode), move |reply, handle| reply.opened(handle, keep));
     }
 
     fn release(

@@ -8,6 +8,8 @@ pub(super) type Number = u32;
 
 /// The longest name that is shown.
 const LONGEST: usize = u16::MAX as usize;
+/// Files that are shown at most; about 100 bytes of memory each.
+const MOST: usize = 20_000_000;
 /// The offset of a directory that is not in the archive, but has files in it.
 pub(super) const NOWHERE: u64 = u64::MAX;
 
@@ -37,6 +39,7 @@ pub(super) struct Builder {
     /// The directory of the file before: the next one is often in the same.
     last: (Vec<u8>, Number),
     left_out: u64,
+    is_full: bool,
 }
 
 /// The files, finished.
@@ -46,18 +49,24 @@ pub(super) struct Tree {
     children: Vec<Number>,
     /// Files that could not be shown, because their name cannot be one.
     pub(super) left_out: u64,
+    /// There were more than can be shown.
+    pub(super) is_full: bool,
 }
 
 impl Builder {
     /// With the top directory.
     pub(super) fn new() -> Self {
         let (directories, last) = (HashMap::new(), (Vec::new(), 0));
-        let mut builder = Self { nodes: Vec::new(), names: Vec::new(), directories, last, left_out: 0 };
+        let mut builder = Self { nodes: Vec::new(), names: Vec::new(), directories, last, left_out: 0, is_full: false };
         builder.push(0, b"", b'd', 0, NOWHERE);
         builder
     }
 
     fn push(&mut self, parent: Number, name: &[u8], kind: u8, size: u64, offset: u64) -> Option<Number> {
+        if self.nodes.len() >= MOST {
+            self.is_full = true;
+            return None;
+        }
         let number = Number::try_from(self.nodes.len()).ok()?;
         let at = u32::try_from(self.names.len()).ok()?;
         let len = u16::try_from(name.len()).ok()?;
@@ -119,7 +128,7 @@ impl Builder {
 
     /// Sorts what is in each directory.
     pub(super) fn finish(self) -> Tree {
-        let Self { mut nodes, names, left_out, .. } = self;
+        let Self { mut nodes, names, left_out, is_full, .. } = self;
         let mut children: Vec<Number> = (1..nodes.len() as Number).collect();
         let name = |nodes: &[Node], number: Number| name_at(&names, nodes[number as usize].name);
         children.sort_unstable_by(|a, b| {
@@ -140,7 +149,7 @@ impl Builder {
             nodes[parent].count += 1;
         }
         nodes.shrink_to_fit();
-        Tree { nodes, names, children, left_out }
+        Tree { nodes, names, children, left_out, is_full }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::guest::commands::make_by_bridge;
 use crate::guest::monitor::qmp_socket;
 use crate::guest::power::Power;
 use crate::guest::record::{DIRECTORY, Intent, Record};
-use crate::host::{Host, bridge, files};
+use crate::host::{Cancel, Host, bridge, files};
 use crate::image::Image;
 use crate::qemu::{Move, MoveError, Moving};
 use noted::{Failure, Noted};
@@ -98,34 +98,11 @@ pub fn execute_live(
     let waits = keep_from_ending(host, vmid);
     // QEMU has open what it needs. Without a name nothing of it can be left behind.
     remove_work_dir(host, &dir, record)?;
-    let told = |error: MoveError| match (tools.cancel.is_set(), failure.get()) {
-        (true, _) => ExecuteError::Interrupted,
-        (false, None) => step(format!("live-restore failed: {error}")),
-        (false, Some(cause)) => step(format!("live-restore failed: {error}: {cause}")),
-    };
-    let mut moving = Moving::begin(&qmp_socket(host, vmid), moves, data.limit, tools.cancel).map_err(told)?;
+    let mut moving = Moving::begin(&qmp_socket(host, vmid), moves, data.limit, tools.cancel)
+        .map_err(|e| told(&e, &failure, tools.cancel))?;
     (tools.line)(&format!("VM {vmid} runs after {:.1} seconds", begun.elapsed().as_secs_f64()));
-    let (mut percent, mut pause) = (0, LOOKS.0);
-    loop {
-        let progress = moving.progress().map_err(told)?;
-        let now = progress.done.saturating_mul(100).checked_div(progress.total).unwrap_or(100);
-        if now > percent {
-            percent = now;
-            let seconds = begun.elapsed().as_secs();
-            (tools.line)(&format!("progress {percent}% (moved {} bytes, duration {seconds} sec)", progress.done));
-        }
-        if progress.ready {
-            break;
-        }
-        let next = Instant::now() + pause;
-        while Instant::now() < next {
-            stop_if_asked(tools.cancel)?;
-            std::thread::sleep(TICK.min(pause));
-        }
-        pause = (pause * 2).min(LOOKS.1);
-    }
-    stop_if_asked(tools.cancel)?;
-    moving.complete().map_err(told)?;
+    follow(&mut moving, begun, &failure, tools)?;
+    moving.complete().map_err(|e| told(&e, &failure, tools.cancel))?;
     Seat::arrived(&live, rules.as_ref(), record)?;
     let restored = Restored { config: None, replaced: &plan.replaced };
     let left = seat(plan).commit(restored, record, host, tools.actions, tools.line).unwrap_or_else(|e| {
@@ -148,6 +125,39 @@ pub fn execute_live(
     }
     drop((server, waits));
     Ok(left)
+}
+
+/// Says how far the disks are, until all of them wait only to be completed.
+fn follow(moving: &mut Moving, begun: Instant, failure: &Failure, tools: &mut Tools<'_>) -> Result<(), ExecuteError> {
+    let (mut percent, mut pause) = (0, LOOKS.0);
+    loop {
+        let progress = moving.progress().map_err(|e| told(&e, failure, tools.cancel))?;
+        let now = progress.done.saturating_mul(100).checked_div(progress.total).unwrap_or(100);
+        if now > percent {
+            percent = now;
+            let seconds = begun.elapsed().as_secs();
+            (tools.line)(&format!("progress {percent}% (moved {} bytes, duration {seconds} sec)", progress.done));
+        }
+        stop_if_asked(tools.cancel)?;
+        if progress.ready {
+            return Ok(());
+        }
+        let next = Instant::now() + pause;
+        while Instant::now() < next {
+            std::thread::sleep(TICK.min(pause));
+            stop_if_asked(tools.cancel)?;
+        }
+        pause = (pause * 2).min(LOOKS.1);
+    }
+}
+
+/// Why the disks did not arrive, with what we know of it and QEMU does not.
+fn told(error: &MoveError, failure: &Failure, cancel: &Cancel) -> ExecuteError {
+    match (cancel.is_set(), failure.get()) {
+        (true, _) => ExecuteError::Interrupted,
+        (false, None) => step(format!("live-restore failed: {error}")),
+        (false, Some(cause)) => step(format!("live-restore failed: {error}: {cause}")),
+    }
 }
 
 /// On a node a daemon ends the QEMU of a guest that has switched itself off, but not while a backup or a restore says that it

@@ -18,6 +18,7 @@ use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
 use crate::archive::bytes::PlainBytes;
 use crate::archive::frame::{Frame, Unpacker, unwrap};
+use crate::archive::seek::{self, Packed, Seekable};
 use crate::archive::{ArchiveCause, ArchiveError, Bytes, Indexed};
 use crate::host::{Cancel, Host};
 
@@ -137,17 +138,64 @@ impl TarArchive {
         true
     }
 
-    /// Goes through the archive, and gives every member with all its attributes.
+    /// Goes through the archive, and gives every member with all its attributes. A compressed archive without an index can be
+    /// read at any place after that; its bytes are returned.
     ///
     /// # Errors
     /// When the archive cannot be read.
-    pub(crate) fn each_member(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
-        self.scan_with(Walker::at_member(0), each)
+    pub(crate) fn each_member(&self, each: &mut dyn FnMut(Member)) -> Result<Option<Arc<dyn Bytes>>, ArchiveError> {
+        let Some((file, method)) = self.seekable()? else {
+            return self.scan_with(Walker::at_member(0), each).map(|()| None);
+        };
+        let (mut walker, mut wrong) = (Walker::at_member(0), None);
+        let mut walk = |bytes: &[u8]| {
+            let walked = walker.feed(bytes, &mut |member| {
+                each(member);
+                Ok(())
+            });
+            walked.map_err(|e| {
+                wrong = Some(e);
+                io::ErrorKind::InvalidData.into()
+            })
+        };
+        let (points, done) = seek::scan(&self.host, &file, method, &mut walk, &self.cancel);
+        match (wrong, done) {
+            (Some(wrong), _) => return Err(self.failed(wrong)),
+            (None, Err(e)) => {
+                let (offset, source) = (walker.offset(), e.into());
+                return Err(self.failed(ArchiveCause::TarRead { offset, source }));
+            }
+            (None, Ok(())) => walker.finish().map_err(|e| self.failed(e))?,
+        }
+        Ok(Some(Arc::new(Seekable::new(&self.host, file, points, &self.cancel))))
     }
 
-    /// Whether it can be read at any place, and not only from its start on.
-    pub(crate) fn is_random(&self) -> bool {
+    /// The file and its compression, if going through it once makes it readable at any place.
+    fn seekable(&self) -> Result<Option<(Arc<dyn Packed>, seek::Method)>, ArchiveError> {
+        if self.is_random() {
+            return Ok(None);
+        }
+        let failed = |source| self.failed(ArchiveCause::Open(source));
+        let file = File::open(&self.path).map_err(failed)?;
+        let mut start = Vec::new();
+        (&file).take(16).read_to_end(&mut start).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Ok(None);
+        }
+        Ok(seek::Method::recognise(&start).map(|method| (Arc::new(file) as Arc<dyn Packed>, method)))
+    }
+
+    /// Whether it can be read at any place as it is.
+    fn is_random(&self) -> bool {
         !matches!(self.store, Store::Stream)
+    }
+
+    /// Whether it can be read at any place as it is, or once it was gone through.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn can_be_random(&self) -> Result<bool, ArchiveError> {
+        Ok(self.is_random() || self.seekable()?.is_some())
     }
 
     /// The tar data, at any place; none when it can only be read from the start.
@@ -237,8 +285,12 @@ impl TarArchive {
         Ok((expanded, member.size))
     }
 
-    fn failed(&self, cause: impl Into<ArchiveCause>) -> ArchiveError {
+    pub(super) fn failed(&self, cause: impl Into<ArchiveCause>) -> ArchiveError {
         ArchiveError { archive: self.name.clone(), cause: cause.into() }
+    }
+
+    pub(super) fn missing(&self, name: &[u8]) -> MemberError {
+        MemberError::Missing { archive: self.name.clone(), name: printable(name) }
     }
 
     fn unfit(&self, name: &[u8], what: &'static str) -> MemberError {
@@ -256,7 +308,7 @@ impl TarArchive {
                     _ => self.distrust("the table of the archive's members is wrong; going through all of it"),
                 }
             } else {
-                return Err(MemberError::Missing { archive: self.name.clone(), name: printable(name) });
+                return Err(self.missing(name));
             }
         }
         let mut last = None;
@@ -265,8 +317,7 @@ impl TarArchive {
                 last = Some(member.offset);
             }
         })?;
-        let missing = || MemberError::Missing { archive: self.name.clone(), name: printable(name) };
-        Ok(self.at(last.ok_or_else(missing)?)?)
+        Ok(self.at(last.ok_or_else(|| self.missing(name))?)?)
     }
 
     fn distrust(&self, why: &str) {
@@ -319,7 +370,7 @@ impl TarArchive {
     }
 
     /// The tar data from `offset` on.
-    fn data(&self, offset: u64) -> Result<Box<dyn Read + Send>, ArchiveError> {
+    pub(super) fn data(&self, offset: u64) -> Result<Box<dyn Read + Send>, ArchiveError> {
         let failed = |source| self.failed(ArchiveCause::TarRead { offset, source });
         match &self.store {
             Store::Frames(indexed, _) => {

@@ -6,6 +6,7 @@
 
 mod archive;
 mod attributes;
+mod below;
 mod content;
 mod header;
 mod map;
@@ -162,6 +163,8 @@ pub fn rehearse(bytes: &[u8]) {
     if walked.is_ok() {
         walker.finish().unwrap_or_default();
     }
+    // The same with all that can be known of the members.
+    Walker::at_member(0).feed(bytes, &mut |_| Ok(())).unwrap_or_default();
     // Without one when a name is too long.
     if let Ok(parts) = table.finish(Container::Zstd) {
         let payloads = parts.flatten().filter_map(|part| unwrap(Container::Zstd, &part));

@@ -20,11 +20,13 @@ pub(super) fn create(tools: &Tools, words: &Words) -> Result<(), Failure> {
     if !old.is_empty() && !new.is_empty() {
         return Err(fatal("Unexpected extra argument - specify all devices via '-d'"));
     }
-    let configs = words.all('c').map(|name| config(tools, name)).collect::<Result<_, _>>()?;
+    let configs: Vec<_> = words.all('c').map(|name| config(tools, name)).collect::<Result<_, _>>()?;
     let disks = new.into_iter().map(|disk| (disk, true)).chain(old.iter().map(|disk| (disk.as_str(), false)));
     let disks = disks.enumerate().map(|(number, (disk, strict))| open(tools, disk, strict, number));
+    let disks: Vec<BackupDisk> = disks.collect::<Result<_, _>>()?;
+    unique(&configs, &disks)?;
     let job = Backup {
-        disks: disks.collect::<Result<_, _>>()?,
+        disks,
         configs,
         compression: Compression::None,
         uuid: uuid::Uuid::new_v4().into_bytes(),
@@ -52,6 +54,21 @@ pub(super) fn create(tools: &Tools, words: &Words) -> Result<(), Failure> {
     backup(&job, Output::Draft(&mut draft), &mut progress, &tools.cancel).map_err(|e| failed(&e))?;
     draft.commit().map_err(|e| failed(&e))?;
     if verbose { statistics(tools, &path).map_err(|why| failed(&why)) } else { Ok(()) }
+}
+
+/// No reader takes an archive in which a name comes twice.
+fn unique(configs: &[(String, Vec<u8>)], disks: &[BackupDisk]) -> Result<(), Failure> {
+    for (at, (name, data)) in configs.iter().enumerate() {
+        if configs[..at].iter().any(|earlier| earlier.0 == *name) {
+            return Err(fatal(format!("Unable to append config data {name} (len = {}): it comes twice", data.len())));
+        }
+    }
+    for (at, BackupDisk { name, .. }) in disks.iter().enumerate() {
+        if disks[..at].iter().any(|earlier| earlier.name == *name) {
+            return Err(fatal(format!("vma_writer_register_stream '{name}' failed: it comes twice")));
+        }
+    }
+    Ok(())
 }
 
 /// Opens a pipe that somebody reads, or will read soon. Not with a call that waits, which no signal ends.

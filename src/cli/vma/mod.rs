@@ -20,6 +20,7 @@ use super::{complain, say};
 use crate::archive::{ArchiveError, Source};
 use crate::host::{Cancel, Host};
 use crate::image::Target;
+use crate::schema::Shell;
 use crate::transfer::{RestoreProgress, RestoreSummary, TransferError};
 use words::Words;
 
@@ -31,6 +32,20 @@ vma create <filename> [-c <config>] [-d format=<format>:<device name>=<path> [-d
 vma extract <filename> [-d <drive-list>] [-r <fifo>] <targetdir>
 vma verify <filename> [-v]
 ";
+
+/// The man page.
+pub(super) fn man(version: &str) -> String {
+    include_str!("texts/vma.roff").replace("@VERSION@", version)
+}
+
+/// The completion script for a shell there is one for.
+pub(super) fn completion(shell: Shell) -> &'static str {
+    match shell {
+        Shell::Bash => include_str!("texts/vma.bash"),
+        Shell::Zsh => include_str!("texts/vma.zsh"),
+        Shell::Fish => include_str!("texts/vma.fish"),
+    }
+}
 
 /// How a command ended, if not well.
 enum Failure {

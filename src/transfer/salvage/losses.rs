@@ -115,6 +115,11 @@ pub(super) struct Book {
 }
 
 impl Book {
+    /// `doubtful`: the header's checksum is wrong.
+    pub(super) fn new(doubtful: bool) -> Self {
+        Self { doubtful, ..Self::default() }
+    }
+
     pub(super) fn damage(&mut self, what: String, offset: Option<u64>) {
         if self.damages.len() < MOST_DAMAGES {
             let at = offset.map(|at| format!("archive byte {at}: ")).unwrap_or_default();

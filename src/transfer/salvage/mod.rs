@@ -47,6 +47,8 @@ pub struct Wreck {
     indexed: Option<Indexed>,
     /// What is wrong with it so far.
     notes: Vec<String>,
+    /// The header's checksum is wrong: its UUID may be, too.
+    doubtful: bool,
 }
 
 impl Wreck {
@@ -68,7 +70,8 @@ impl Wreck {
         let method = crate::archive::recognise(&start).map_err(failed)?;
         let mut notes = Vec::new();
         let (header, header_len, sound) = Self::read_header(host, &file, len, method, cancel).map_err(failed)?;
-        if !sound {
+        let doubtful = !sound;
+        if doubtful {
             notes
                 .push("the header's checksum does not match: names, sizes and configuration files may be wrong".into());
         }
@@ -89,7 +92,7 @@ impl Wreck {
             }
         });
         let (host, cancel) = (host.clone(), cancel.clone());
-        Ok(Self { name, file, len, host, cancel, method, header, header_len, indexed, notes })
+        Ok(Self { name, file, len, host, cancel, method, header, header_len, indexed, notes, doubtful })
     }
 
     fn read_header(
@@ -120,27 +123,30 @@ impl Wreck {
     /// # Errors
     /// When a target cannot be written, or somebody asked to stop. Never because of the archive.
     pub fn save(
-        &mut self,
+        mut self,
         targets: &BTreeMap<u8, Arc<dyn Target>>,
         bwlimit: Option<u64>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Losses, TransferError> {
+        let (indexed, notes) = (self.indexed.take(), std::mem::take(&mut self.notes));
         let throttle = Arc::new(Throttle::new(bwlimit.unwrap_or(0)));
         let throttled = |target: &Arc<dyn Target>| -> Arc<dyn Target> {
             Arc::new(Throttled::new(Arc::clone(target), Arc::clone(&throttle), self.cancel.clone()))
         };
         let targets: BTreeMap<u8, Arc<dyn Target>> = targets.iter().map(|(id, t)| (*id, throttled(t))).collect();
-        let mut book = Book::default();
-        std::mem::take(&mut self.notes).into_iter().for_each(|note| book.damage(note, None));
+        let mut book = Book::new(self.doubtful);
+        notes.into_iter().for_each(|note| book.damage(note, None));
         let checker = Checker::new(&self.header);
-        let saver = Saver::new(&self.header, &targets, checker, book, self.cancel.clone());
-        let mut parser = Parser::new(saver, self.header.uuid);
-        let saved = match self.indexed.take() {
+        let saver = Saver::new(&self.header, &targets, checker, book, self.cancel.clone(), &self.name);
+        let uuid = (!self.doubtful).then_some(self.header.uuid);
+        let plain = indexed.is_none() && Packing::of(self.method).is_none();
+        let mut parser = Parser::new(saver, uuid, plain);
+        let saved = match indexed {
             Some(indexed) => self.frames(&indexed, &mut parser, progress),
             None => self.stream(&mut parser, progress),
         };
         saved.map_err(|e| if self.cancel.is_set() { TransferError::Cancelled } else { e })?;
-        let losses = parser.into_saver().finish(&self.name)?;
+        let losses = parser.into_saver().finish()?;
         for target in targets.values() {
             target.flush()?;
         }
@@ -161,6 +167,7 @@ impl Wreck {
         let mut unpacker = Unpacker::new(indexed.container).map_err(failed)?;
         let (mut packed, mut raw, mut offset) = (Vec::new(), Vec::new(), 0);
         for (number, frame) in indexed.index.iter().enumerate() {
+            parser.saver().go_on()?;
             if number > 0 && !frame.is_table() {
                 match indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw) {
                     Ok(()) => parser.whole(&raw, offset)?,
@@ -184,17 +191,16 @@ impl Wreck {
             (None, Method::Plain) => self.plain(parser, progress),
             (None, _) => {
                 let mut input = stream::child(&self.host, &self.file, self.method, &self.cancel).map_err(failed)?;
-                let (mut buf, mut at) = (vec![0; READ], 0u64);
+                let mut buf = vec![0; READ];
                 loop {
                     match input.read(&mut buf) {
                         Ok(0) => return parser.end(),
-                        Ok(count) => parser.feed(&buf[..count], at)?,
+                        Ok(count) => parser.feed(&buf[..count], 0)?,
                         Err(e) => {
                             parser.saver().damage(format!("the compressed data cannot be read on: {e}"), None);
                             return parser.end();
                         }
                     }
-                    at = 0;
                 }
             }
             (Some(packing), _) => {

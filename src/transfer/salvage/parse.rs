@@ -1,8 +1,8 @@
 //! Finds the extents in bytes that may be damaged, and writes what is certainly right.
 //!
 //! A header has a checksum, data has none: an extent's data is only taken for right when the next header is where it has to
-//! be, or at a place where a damaged one may have been in between. When bytes are missing or too many within an extent, nobody
-//! knows which of its blocks are still where they belong, and all of it counts as lost.
+//! be, even if that one is damaged. When bytes are missing or too many within an extent, nobody knows which of its blocks are
+//! still where they belong, and all of it counts as lost.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -28,6 +28,8 @@ pub(super) struct Saver<'a> {
     checker: Checker,
     book: Book,
     cancel: Cancel,
+    /// Of the archive.
+    name: &'a str,
 }
 
 impl<'a> Saver<'a> {
@@ -37,12 +39,26 @@ impl<'a> Saver<'a> {
         checker: Checker,
         book: Book,
         cancel: Cancel,
+        name: &'a str,
     ) -> Self {
-        Self { header, targets, checker, book, cancel }
+        Self { header, targets, checker, book, cancel, name }
+    }
+
+    /// Fails when somebody asked to stop.
+    pub(super) fn go_on(&self) -> Result<(), TransferError> {
+        if self.cancel.is_set() { Err(TransferError::Cancelled) } else { Ok(()) }
     }
 
     pub(super) fn damage(&mut self, what: String, offset: Option<u64>) {
         self.book.damage(what, offset);
+    }
+
+    /// What was saved of this part of the archive has no checksum that could be right.
+    pub(super) fn unverified(&mut self, offset: u64) {
+        self.book.doubtful = true;
+        let what =
+            "what is saved of the compressed data from here to the damage is not verified: its checksum is at its end";
+        self.book.damage(what.to_owned(), Some(offset));
     }
 
     /// The clusters of a part of the archive that is lost.
@@ -52,13 +68,11 @@ impl<'a> Saver<'a> {
     }
 
     fn piece(&mut self, piece: Piece, data: &[u8], offset: u64) -> Result<(), TransferError> {
-        if self.cancel.is_set() {
-            return Err(TransferError::Cancelled);
-        }
+        self.go_on()?;
         match self.checker.piece(piece) {
             Ok(()) => {}
             Err(Damage::TooScattered) => {
-                return Err(vma_error("", VmaError::Damaged { offset, damage: Damage::TooScattered }));
+                return Err(vma_error(self.name, VmaError::Damaged { offset, damage: Damage::TooScattered }));
             }
             Err(damage) => {
                 let first = matches!(damage, Damage::Duplicate { .. });
@@ -92,7 +106,7 @@ impl<'a> Saver<'a> {
     }
 
     /// Everything was read: what did not come is lost, and zero.
-    pub(super) fn finish(self, archive: &str) -> Result<Losses, TransferError> {
+    pub(super) fn finish(self) -> Result<Losses, TransferError> {
         let missing = || self.checker.missing();
         for (device, clusters) in missing() {
             if let Some(target) = self.targets.get(&device.id).filter(|target| !target.starts_zeroed()) {
@@ -100,7 +114,7 @@ impl<'a> Saver<'a> {
                 target.write_zeroes(clusters.start * bytes..device.size.min(clusters.end * bytes))?;
             }
         }
-        Ok(self.book.settle(archive, missing(), &|device| self.targets.contains_key(&device)))
+        Ok(self.book.settle(self.name, missing(), &|device| self.targets.contains_key(&device)))
     }
 }
 
@@ -115,7 +129,10 @@ enum At {
 /// Goes through the bytes.
 pub(super) struct Parser<'a> {
     saver: Saver<'a>,
-    uuid: [u8; 16],
+    /// That of the archive; `None` until an extent tells it.
+    uuid: Option<[u8; 16]>,
+    /// Places are told as bytes of the stream: it is the file, or nothing is known of where in the file they come from.
+    plain: bool,
     buf: Vec<u8>,
     /// Where the buffer begins in the stream of VMA bytes, counted over what was fed.
     start: u64,
@@ -132,16 +149,17 @@ pub(super) struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    pub(super) fn new(saver: Saver<'a>, uuid: [u8; 16]) -> Self {
+    pub(super) fn new(saver: Saver<'a>, uuid: Option<[u8; 16]>, plain: bool) -> Self {
         let (buf, places, holes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { saver, uuid, buf, start: 0, places, skip: 0, holes, last: None, open: None }
+        Self { saver, uuid, plain, buf, start: 0, places, skip: 0, holes, last: None, open: None }
     }
 
     pub(super) fn saver(&mut self) -> &mut Saver<'a> {
         &mut self.saver
     }
 
-    pub(super) fn into_saver(self) -> Saver<'a> {
+    pub(super) fn into_saver(mut self) -> Saver<'a> {
+        self.close(None);
         self.saver
     }
 
@@ -165,7 +183,6 @@ impl<'a> Parser<'a> {
         self.skip -= left_out as u64;
         self.start += if self.buf.is_empty() { left_out as u64 } else { 0 };
         bytes = &bytes[left_out..];
-        let file = if self.is_plain() { file + left_out as u64 } else { file };
         let at = self.start + self.buf.len() as u64;
         match self.places.last() {
             Some((_, last)) if *last == file => {}
@@ -178,10 +195,17 @@ impl<'a> Parser<'a> {
     /// The stream has ended, or is broken here: what comes next has nothing to do with what is here.
     pub(super) fn end(&mut self) -> Result<(), TransferError> {
         self.parse(true)?;
-        self.close(None);
         self.start += self.buf.len() as u64;
         self.buf.clear();
         self.places.clear();
+        Ok(())
+    }
+
+    /// The stream is broken: the compressed data at byte `file` of the archive is damaged.
+    pub(super) fn broken_stream(&mut self, why: String, file: u64) -> Result<(), TransferError> {
+        let before = self.open.take();
+        self.end()?;
+        self.open = before.or(Some((why, file)));
         Ok(())
     }
 
@@ -191,20 +215,14 @@ impl<'a> Parser<'a> {
         self.end()
     }
 
-    /// In a plain archive the stream is the file.
-    fn is_plain(&self) -> bool {
-        self.places.first().is_none_or(|(at, file)| at == file)
-    }
-
     /// Where in the file byte `at` of the buffer is.
     fn file_offset(&self, at: usize) -> u64 {
         let place = self.start + at as u64;
-        let known = self.places.partition_point(|(start, _)| *start <= place);
-        match known.checked_sub(1).and_then(|i| self.places.get(i)) {
-            Some((start, file)) if start == file => place,
-            Some((_, file)) => *file,
-            None => place,
+        if self.plain {
+            return place;
         }
+        let known = self.places.partition_point(|(start, _)| *start <= place);
+        known.checked_sub(1).and_then(|i| self.places.get(i)).map_or(place, |(_, file)| *file)
     }
 
     fn at(&self, at: usize) -> At {
@@ -214,7 +232,7 @@ impl<'a> Parser<'a> {
         let head: [u8; EXTENT_HEADER] = array(head, 0);
         let uuid = array(&head, 8);
         match ExtentHead::parse(&head, &uuid, 0) {
-            Ok(found) if uuid == self.uuid => At::Extent(found),
+            Ok(found) if self.uuid.is_none_or(|own| own == uuid) => At::Extent(found),
             Ok(found) => At::Foreign(found.len()),
             Err(VmaError::Damaged { damage, .. }) => At::Nothing(damage),
             Err(_) => At::Nothing(Damage::ExtentMagic(array(&head, 0))),
@@ -233,6 +251,12 @@ impl<'a> Parser<'a> {
             at += 1;
         }
         None
+    }
+
+    /// Whether what is at `at` was a header of this archive once.
+    fn resembles(&self, at: usize) -> bool {
+        let bytes = &self.buf[at.min(self.buf.len())..];
+        bytes.starts_with(MAGIC) || bytes.get(8..24).is_some_and(|uuid| self.uuid.is_some_and(|own| own == uuid))
     }
 
     /// Takes what is certain off the buffer; `last`: nothing follows.
@@ -269,6 +293,7 @@ impl<'a> Parser<'a> {
 
     /// An extent at `at`. Returns where to go on.
     fn extent(&mut self, head: &ExtentHead, at: usize, last: bool) -> Result<usize, TransferError> {
+        self.uuid.get_or_insert_with(|| array(&self.buf, at + 8));
         let first = head.pieces.first().map(|piece| (piece.device, piece.number));
         self.close(first);
         let end = at + head.len();
@@ -277,8 +302,15 @@ impl<'a> Parser<'a> {
             None if last && end == self.buf.len() => Some(end),
             _ => self.search(at + EXTENT_HEADER, self.buf.len()),
         };
-        // Headers and blocks are multiples of 512 bytes: where that does not fit, bytes are missing or too many.
-        let shifted = next.is_some_and(|next| next < end || (next - end) % EXTENT_HEADER != 0);
+        let shifted = match next {
+            Some(next) if next == end => false,
+            Some(next) if next < end => true,
+            // The end of the archive came in the middle of this extent.
+            None if last && end >= self.buf.len() => false,
+            None if last && self.buf[end..].iter().all(|byte| *byte == 0) => false,
+            // Headers and blocks are multiples of 512 bytes.
+            next => !self.resembles(end) || next.is_some_and(|next| (next - end) % EXTENT_HEADER != 0),
+        };
         if let Some(last) = head.pieces.last() {
             self.last = Some((last.device, last.number));
         }

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::READ;
 use super::parse::Parser;
+use crate::archive::frame::MAX_FRAME;
 use crate::archive::{Method, Packed};
 use crate::host::{Cancel, Host};
 use crate::transfer::TransferError;
@@ -105,6 +106,7 @@ pub(super) fn each_frame(
     let opened = |at| file.try_clone().map(|file| Tail::new(file, at, len));
     let (mut at, mut buf) = (0, vec![0; 128 << 10]);
     while at < len {
+        parser.saver().go_on()?;
         let mut tail = match opened(at) {
             Ok(tail) => tail,
             Err(e) => return Err(TransferError::Thread(e)),
@@ -117,15 +119,14 @@ pub(super) fn each_frame(
             continue;
         };
         let what = if e.kind() == io::ErrorKind::UnexpectedEof { "ends too early".to_owned() } else { e.to_string() };
-        parser.saver().damage(format!("the compressed data is damaged: {what}"), Some(at));
-        // Nothing that comes now continues what was read.
-        parser.end()?;
+        parser.broken_stream(format!("the compressed data is damaged: {what}"), at)?;
         at = next_frame(packing, file, (at + 1).max(reached.saturating_sub(BACK)), len);
     }
     parser.end()
 }
 
-/// One frame; what went wrong with it comes as the inner result.
+/// One frame; what went wrong with it comes as the inner result. Its checksum is at its end: of a frame that is not sound
+/// nothing is taken, unless it is so large that it cannot be kept, or the only one.
 fn one_frame(
     packing: Packing,
     tail: &mut Tail,
@@ -140,12 +141,27 @@ fn one_frame(
         },
         Packing::Gzip => Box::new(flate2::bufread::GzDecoder::new(tail)),
     };
+    let (mut kept, mut large) = (Vec::new(), at == 0);
     loop {
         match decoder.read(buf) {
-            Ok(0) => return Ok(Ok(())),
-            Ok(count) => parser.feed(&buf[..count], at)?,
+            Ok(0) => {
+                parser.feed(&kept, at)?;
+                return Ok(Ok(()));
+            }
+            Ok(count) => kept.extend_from_slice(&buf[..count]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Ok(Err(e)),
+            Err(e) => {
+                if large {
+                    parser.feed(&kept, at)?;
+                    parser.saver().unverified(at);
+                }
+                return Ok(Err(e));
+            }
+        }
+        if kept.len() > MAX_FRAME {
+            large = true;
+            parser.feed(&kept, at)?;
+            kept.clear();
         }
     }
 }
