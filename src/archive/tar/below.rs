@@ -25,7 +25,7 @@ impl TarArchive {
     pub fn below(&self, path: &[u8]) -> Result<Below, MemberError> {
         let path = normal(path);
         let mut found = Below::new();
-        let mut add = |found: &mut Below, name: &[u8], kind: u8, size: u64, offset: u64| {
+        let add = |found: &mut Below, name: &[u8], kind: u8, size: u64, offset: u64| {
             let rest = name.strip_prefix(path.as_slice());
             let is_below = path.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
             if is_below && found.get(name).is_none_or(|(known, _)| *known <= offset) {
