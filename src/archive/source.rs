@@ -125,11 +125,7 @@ type Search = (Option<(Header, Indexed)>, Option<String>);
 impl Indexed {
     /// The frames of a file of `len` bytes and the VMA header in the first of them, if it has an index that can be used; also
     /// why one that is there cannot be.
-    pub(super) fn find(
-        file: &File,
-        method: Method,
-        len: u64,
-    ) -> Result<Search, ArchiveCause> {
+    pub(super) fn find(file: &File, method: Method, len: u64) -> Result<Search, ArchiveCause> {
         let Some(container) = method.container() else { return Ok((None, None)) };
         match Index::find(container, len, &mut |buf, offset| file.read_exact_at(buf, offset)) {
             Ok(Some(index)) => {
