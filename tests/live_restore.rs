@@ -228,6 +228,7 @@ fn killed_or_stopped_on_the_way_nothing_of_the_guest_stays() -> Result<()> {
     node.qmp(300, "system_reset", &json!({}))?;
     let output = finish(&node, run)?;
     ensure!(output.code == 0, "{}{}", output.stdout, output.stderr);
+    ensure!(output.stdout.matches("WARN: ").count() == 1, "{}", output.stdout);
     output.says(&["restore-drive jobs finished successfully", "VM 300 has switched itself off meanwhile"])?;
     node.assert_clean_on_disk(300);
     assert_eq!(node.ok("qm", &["status", "300"])?.stdout, "status: stopped\n");

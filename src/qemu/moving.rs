@@ -88,6 +88,13 @@ pub enum MoveError {
     Qemu(QemuError),
 }
 
+impl MoveError {
+    /// Whether only the monitor could not be had in time: nothing is known, and nothing lost.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Qemu(QemuError::Busy { .. } | QemuError::Timeout { .. }))
+    }
+}
+
 impl From<QemuError> for MoveError {
     fn from(error: QemuError) -> Self {
         if error.is_gone() { Self::Gone } else { Self::Qemu(error) }
@@ -208,12 +215,22 @@ impl Moving {
         Ok(states)
     }
 
+    /// As [`Self::connect`], for what has to be done however long others use the monitor.
+    fn connect_at_last(&self) -> Result<Qmp, MoveError> {
+        loop {
+            match self.connect().map_err(MoveError::from) {
+                Err(e) if e.is_busy() => {}
+                other => return other,
+            }
+        }
+    }
+
     /// Completes all of them: from here on the guest works on its volumes alone. Only when they are ready.
     ///
     /// # Errors
     /// When a job failed in the end.
     pub fn complete(&mut self) -> Result<(), MoveError> {
-        let mut qmp = self.connect()?;
+        let mut qmp = self.connect_at_last()?;
         for job in &self.moves {
             let command = match job.way {
                 Way::Stream => "job-finalize",
@@ -232,7 +249,28 @@ impl Moving {
             std::thread::sleep(Duration::from_millis(20));
         }
         for job in &self.moves {
-            qmp.execute("job-dismiss", json!({ "id": job.job() }))?;
+            match qmp.execute("job-dismiss", json!({ "id": job.job() })) {
+                // It is gone, or of no harm.
+                Err(e) if !e.is_refusal() => return Err(e.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes durable what QEMU itself holds back of the volumes: tables of images. To be called when their data is on disk, for
+    /// the guest waits meanwhile.
+    ///
+    /// # Errors
+    /// What QEMU said.
+    pub fn flush(&self) -> Result<(), MoveError> {
+        let mut qmp = self.connect_at_last()?;
+        for job in &self.moves {
+            let volume = if let Way::Mirror { target, .. } = &job.way { target } else { &job.node };
+            let why = qmp.human(&format!("qemu-io {volume} flush"))?;
+            if !why.trim().is_empty() {
+                return Err(MoveError::Failed { disk: job.disk.clone(), why: why.trim().to_owned() });
+            }
         }
         Ok(())
     }

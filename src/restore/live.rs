@@ -12,6 +12,7 @@ use crate::guest::commands::make_by_bridge;
 use crate::guest::monitor::qmp_socket;
 use crate::guest::power::Power;
 use crate::guest::record::{DIRECTORY, Intent, Record};
+use crate::host::child::{self, Ended};
 use crate::host::{Cancel, Host, bridge, files};
 use crate::image::Image;
 use crate::qemu::{Move, MoveError, Moving};
@@ -34,6 +35,8 @@ const START_LIMIT: Duration = Duration::from_secs(300);
 const LOOKS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Where the node's daemon for the events of guests listens.
 const EVENTS: &str = "/var/run/qmeventd.sock";
+/// How long the data of one volume may take to its disk in the end.
+const FLUSH_LIMIT: Duration = Duration::from_secs(600);
 /// How often we look for the wish to stop.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -103,6 +106,11 @@ pub fn execute_live(
     (tools.line)(&format!("VM {vmid} runs after {:.1} seconds", begun.elapsed().as_secs_f64()));
     follow(&mut moving, begun, &failure, tools)?;
     moving.complete().map_err(|e| told(&e, &failure, tools.cancel))?;
+    if let Err(e) = flush(&moving, &behind, &volids, tools) {
+        (tools.line)(&format!(
+            "WARN: VM {vmid}: what was restored may not be on disk yet, should the node lose power now: {e}"
+        ));
+    }
     Seat::arrived(&live, rules.as_ref(), record)?;
     let restored = Restored { config: None, replaced: &plan.replaced };
     let left = seat(plan).commit(restored, record, host, tools.actions, tools.line).unwrap_or_else(|e| {
@@ -131,7 +139,11 @@ pub fn execute_live(
 fn follow(moving: &mut Moving, begun: Instant, failure: &Failure, tools: &mut Tools<'_>) -> Result<(), ExecuteError> {
     let (mut percent, mut pause) = (0, LOOKS.0);
     loop {
-        let progress = moving.progress().map_err(|e| told(&e, failure, tools.cancel))?;
+        let progress = match moving.progress() {
+            // Somebody else has the monitor, and the guest must not pay for that.
+            Err(e) if e.is_busy() && !tools.cancel.is_set() => continue,
+            other => other.map_err(|e| told(&e, failure, tools.cancel))?,
+        };
         let now = progress.done.saturating_mul(100).checked_div(progress.total).unwrap_or(100);
         if now > percent {
             percent = now;
@@ -149,6 +161,28 @@ fn follow(moving: &mut Moving, begun: Instant, failure: &Failure, tools: &mut To
         }
         pause = (pause * 2).min(LOOKS.1);
     }
+}
+
+/// Makes durable what was moved. Data first and by us: QEMU would hold the guest up for it.
+fn flush(
+    moving: &Moving,
+    disks: &[DiskPlan],
+    volids: &BTreeMap<String, String>,
+    tools: &Tools<'_>,
+) -> Result<(), String> {
+    for disk in disks {
+        let path = tools.volumes.path(&volids[&disk.key])?;
+        if path.is_absolute() {
+            let mut sync = tools.host.command("sync");
+            sync.arg(tools.host.path(&path));
+            match child::run(&mut sync, None, FLUSH_LIMIT, tools.cancel).map_err(|e| format!("sync: {e}"))? {
+                Ended::Exited(output) if output.status.success() => {}
+                Ended::Exited(output) => return Err(output.complaint()),
+                Ended::Late(_) | Ended::Cancelled => return Err(format!("sync of '{}' did not end", path.display())),
+            }
+        }
+    }
+    moving.flush().map_err(|e| e.to_string())
 }
 
 /// Why the disks did not arrive, with what we know of it and QEMU does not.
