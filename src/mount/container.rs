@@ -165,7 +165,7 @@ impl Known {
         let (mode, uid, gid, stored) = (said.mode, said.uid, said.gid, member.stored);
         let xattrs = !said.xattrs.is_empty() || said.acl.is_some() || said.default_acl.is_some();
         self.headers[at] = Header { known: true, xattrs, mode, nanos, uid, gid, rdev, mtime, stored };
-        if member.link.is_empty() || member.link.len() > LONGEST_LINK {
+        if member.link.is_empty() || member.kind == tar::Kind::Symlink && member.link.len() > LONGEST_LINK {
             self.targets.remove(&number);
         } else {
             self.targets.insert(number, member.link.clone());
@@ -228,7 +228,7 @@ impl Files {
         let member = found.ok_or_else(|| self.broken(number, "it is not there"))?;
         // The table is a guide: what it leads to has to be what was looked for.
         let node = self.tree.node(number).ok_or(ViewError::Missing)?;
-        if member.size != node.size
+        if node.kind != b'd' && member.size != node.size
             || tar::sign(member.kind) != node.kind
             || normal(&member.path) != self.tree.path(number)
         {
@@ -283,6 +283,11 @@ impl Files {
                 *self.names.entry(target).or_insert(1) += 1;
             }
         }
+        // It is known now.
+        let tree = &self.tree;
+        let is_symlink = |number: &Number| tree.node(*number).is_some_and(|node| node.kind == b'l');
+        let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
+        known.targets.retain(|number, _| is_symlink(number));
         if lost > 0 {
             say(&format!("{lost} hard links lead to nothing in the archive and cannot be read"));
         }
