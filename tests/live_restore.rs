@@ -184,6 +184,15 @@ fn killed_or_stopped_on_the_way_nothing_of_the_guest_stays() -> Result<()> {
     println!("{test}: KILL: the guardian took {:.3} s", node.wait_for_guardian()?.as_secs_f64());
     assert_nothing(&node)?;
 
+    // While the bridge starts the guest: what it does is waited for, and undone.
+    let words = [&[archive.as_str(), "300", "--storage", "local", "--live-restore", "1"], &SLOW[..]].concat();
+    let mut run = node.spawn("qmrestore", &words)?;
+    run.wait_for("starting VM for live-restore", SOON)?;
+    run.signal(Signal::SIGKILL)?;
+    ensure!(run.wait(SOON)?.code == 128 + 9);
+    node.wait_for_guardian()?;
+    assert_nothing(&node)?;
+
     let run = begun(&node, &archive, &[])?;
     run.signal(Signal::SIGTERM)?;
     let output = run.wait(SOON)?;
@@ -235,6 +244,10 @@ fn an_old_guest_is_there_again_unless_the_new_one_is_complete() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let run = begun(&node, &archive, &["--force", "1"])?;
         ensure!(node.config(300)?.get("name") != Some("old"));
+        if signal == Signal::SIGKILL {
+            // The lock says no more than to others that they should wait.
+            node.ok("qm", &["unlock", "300"])?;
+        }
         run.signal(signal)?;
         run.wait(SOON)?;
         node.wait_for_guardian()?;

@@ -131,6 +131,64 @@ fn every_archive_is_restored_converted_and_compared() {
     assert!(code == 255 && err.contains("does not say how it is to be compressed"), "{err}");
 }
 
+/// SHA-256 of the disks in the stock program's `two-disks.vma`.
+const STOCK: [(&str, &str); 2] = [
+    ("drive-scsi0.raw", "8d7d0efb80f98dd454e19ace30725c3bdf3d4ce0589e4bb6157d3c8382516f66"),
+    ("drive-scsi1.raw", "c739be9e6b9a3864f7ab8bda6cf818b8a8ecfaa58c994e4de42f529a77c1a68b"),
+];
+
+#[test]
+fn the_stock_programs_archives() {
+    use sha2::{Digest, Sha256};
+    let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/golden"));
+    let golden = std::env::var_os("GOLDEN_DIR").map_or(default, PathBuf::from).join("archives");
+    if !golden.is_dir() {
+        assert!(std::env::var_os("CI").is_none(), "no recordings in {}: set GOLDEN_DIR", golden.display());
+        return println!("SKIPPED the_stock_programs_archives: no recordings in {}", golden.display());
+    }
+    if !lab::require("the_stock_programs_archives", &["lzop"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    let check = |to: &str| {
+        for (name, sum) in STOCK {
+            let bytes = fs::read(here.join(to).join(name)).unwrap();
+            let found: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(found, sum, "{to}/{name}");
+        }
+        fs::remove_dir_all(here.join(to)).unwrap();
+    };
+    for suffix in ["", ".zst", ".gz", ".lzo"] {
+        let archive = golden.join(format!("two-disks.vma{suffix}"));
+        let archive = archive.to_str().unwrap();
+        ok(here, &["restore", archive, "--to", "to"]);
+        check("to");
+        ok(here, &["restore", archive, "--to", "salvaged", "--salvage"]);
+        check("salvaged");
+    }
+    let plain = golden.join("two-disks.vma");
+    let plain = plain.to_str().unwrap();
+    for name in ["new.vma", "new.vma.zst", "new.vma.gz", "new.vma.lzo"] {
+        ok(here, &["convert", plain, name]);
+        ok(here, &["restore", name, "--to", "to"]);
+        ok(here, &["compare", plain, "to"]);
+        check("to");
+    }
+    for suffix in [".zst", ".gz", ".lzo"] {
+        let archive = golden.join(format!("two-disks.vma{suffix}"));
+        // The archives lie where nothing can be written; there it would say that it read all of them first.
+        let (code, _, err) = run(here, &["convert", archive.to_str().unwrap(), "again.vma.zst"]);
+        assert!(code == 0, "{err}");
+        ok(here, &["compare", plain, "again.vma.zst"]);
+        fs::remove_file(here.join("again.vma.zst")).unwrap();
+    }
+    let diskless = golden.join("diskless.vma");
+    ok(here, &["convert", diskless.to_str().unwrap(), "none.vma.zst"]);
+    ok(here, &["restore", "none.vma.zst", "--to", "none"]);
+    ok(here, &["compare", diskless.to_str().unwrap(), "none"]);
+}
+
 #[test]
 fn compare_says_what_differs() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! The archive of a virtual machine as disks that can be read anywhere: every one is an [`Image`].
 //!
 //! An archive with an index of frames is read through it; any other one through a map of its clusters, which is made by going
-//! through the extents' headers once. All disks of an archive share a bounded cache.
+//! through the extents' headers once, and if it is compressed through all of it. All disks of an archive share a bounded cache.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use super::bytes::PlainBytes;
 use super::cache::{PieceCache, Weight};
+use super::foreign::{FirstPass, Foreign};
 use super::framed::Framed;
-use super::packed::Method;
+use super::seek;
 use super::source::recognise;
 use super::vma::{BLOCK, CLUSTER, ClusterMap, Device, EXTENT_HEADER, ExtentHead, Header, Place, VmaError};
 use super::{ArchiveCause, ArchiveError, Bytes, Indexed};
@@ -58,13 +59,27 @@ impl VmaArchive {
     /// # Errors
     /// When it cannot be read, is no archive, or not a complete one.
     pub fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<Arc<Self>, ArchiveError> {
+        Self::open_with(host, path, FirstPass::Read, cancel)
+    }
+
+    /// As [`VmaArchive::open`]; `first` says what to do when that takes reading all of it.
+    ///
+    /// # Errors
+    /// As [`VmaArchive::open`]. That nothing can be kept is worth a note only.
+    pub fn open_with(host: &Host, path: &Path, first: FirstPass, cancel: &Cancel) -> Result<Arc<Self>, ArchiveError> {
         let name = path.display().to_string();
-        Self::of_file(host, path, name.clone(), cancel)
+        Self::of_file(host, path, name.clone(), first, cancel)
             .map(Arc::new)
             .map_err(|cause| ArchiveError { archive: name, cause })
     }
 
-    fn of_file(_host: &Host, path: &Path, name: String, _cancel: &Cancel) -> Result<Self, ArchiveCause> {
+    fn of_file(
+        host: &Host,
+        path: &Path,
+        name: String,
+        first: FirstPass,
+        cancel: &Cancel,
+    ) -> Result<Self, ArchiveCause> {
         let file = File::open(path).map_err(ArchiveCause::Open)?;
         let meta = file.metadata().map_err(ArchiveCause::Open)?;
         if !meta.is_file() {
@@ -78,11 +93,18 @@ impl VmaArchive {
             let store = Store::Framed(Framed::open(indexed, header.clone(), CACHE)?);
             return Ok(Self { name, header, store, note });
         }
-        let bytes: Box<dyn Bytes> = match method {
-            Method::Plain => Box::new(PlainBytes::new(file).map_err(ArchiveCause::Open)?),
-            _ => return Err(ArchiveCause::Open(io::ErrorKind::Unsupported.into())),
+        let (header, map, bytes, note): (_, _, Box<dyn Bytes>, _) = match seek::Method::recognise(&start[..got]) {
+            None => {
+                let bytes = PlainBytes::new(file).map_err(ArchiveCause::Open)?;
+                let (header, map) = ClusterMap::scan(&bytes)?;
+                (header, map, Box::new(bytes), note)
+            }
+            Some(method) => {
+                let mut foreign = Foreign { host, path, file, method, first, cancel, note };
+                let (header, map, bytes) = foreign.vma()?;
+                (header, map, Box::new(bytes), foreign.note)
+            }
         };
-        let (header, map) = ClusterMap::scan(bytes.as_ref())?;
         let mapped = Mapped { bytes, map, uuid: header.uuid, heads: PieceCache::new(HEADS) };
         Ok(Self { name, header, store: Store::Mapped(mapped), note })
     }

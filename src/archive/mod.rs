@@ -7,6 +7,7 @@
 mod bytes;
 mod cache;
 mod disks;
+mod foreign;
 pub mod frame;
 mod framed;
 mod holds;
@@ -19,6 +20,7 @@ pub mod vma;
 
 pub(crate) use bytes::Bytes;
 pub use disks::VmaArchive;
+pub use foreign::FirstPass;
 pub use holds::{Holds, holds};
 pub(crate) use input::Packed;
 pub(crate) use input::{PolledRead, verdict};

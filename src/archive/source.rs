@@ -10,6 +10,7 @@ use std::path::Path;
 use super::frame::{Container, Frame, Index, Unpacker};
 use super::input::{Packed, PolledRead};
 use super::packed::Method;
+use super::seek::SeekError;
 use super::tar::TarError;
 use super::vma::{Header, Reader, VmaError};
 use crate::host::{Cancel, Host};
@@ -29,6 +30,13 @@ pub struct ArchiveError {
     /// What is wrong.
     #[source]
     pub cause: ArchiveCause,
+}
+
+impl ArchiveError {
+    /// Whether it is only that the archive cannot be read at any place without more work.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(&self.cause, ArchiveCause::Open(e) if e.kind() == io::ErrorKind::Unsupported)
+    }
 }
 
 /// What is wrong with an archive.
@@ -72,6 +80,9 @@ pub enum ArchiveCause {
         /// Where, counted in uncompressed bytes.
         offset: u64,
     },
+    /// The compressed data is damaged or cannot be had.
+    #[error("{0}")]
+    Packed(#[from] SeekError),
     /// A frame is damaged.
     #[error("frame {frame} at byte {offset} of the file is damaged or cannot be read: {source}")]
     Frame {
@@ -108,14 +119,13 @@ pub(crate) struct Indexed {
     pub(crate) index: Index,
 }
 
+/// The frames of an archive and its header, if it has an index that can be used; also why one that is there cannot be.
+type Search = (Option<(Header, Indexed)>, Option<String>);
+
 impl Indexed {
     /// The frames of a file of `len` bytes and the VMA header in the first of them, if it has an index that can be used; also
     /// why one that is there cannot be.
-    pub(super) fn find(
-        file: &File,
-        method: Method,
-        len: u64,
-    ) -> Result<(Option<(Header, Self)>, Option<String>), ArchiveCause> {
+    pub(super) fn find(file: &File, method: Method, len: u64) -> Result<Search, ArchiveCause> {
         let Some(container) = method.container() else { return Ok((None, None)) };
         match Index::find(container, len, &mut |buf, offset| file.read_exact_at(buf, offset)) {
             Ok(Some(index)) => {

@@ -4,6 +4,7 @@ mod compare;
 mod complete;
 mod convert;
 mod guard;
+mod index;
 mod jobs;
 mod list;
 mod live;

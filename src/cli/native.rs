@@ -64,6 +64,11 @@ enum Verb {
     ///
     /// The new one has the same configuration files, disks, time and UUID, and an index. Nothing that exists is overwritten.
     Convert(super::convert::Convert),
+    /// Read archives of other programs once, and keep beside them what it takes to read them at any place
+    ///
+    /// Writes '<archive>.idx' for .zst, .gz and .lzo files that vzkeep did not make: with it, 'map', 'mount' and 'cat' begin at
+    /// once. It is used only while the archive is what it was, and may be removed at any time.
+    Index(super::index::Index),
     Mount(super::mount::Mount),
     /// Restore a virtual machine that runs within seconds, while its data is copied behind it
     ///
@@ -152,6 +157,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
         Verb::Map(map) => return super::map::run(&map),
         Verb::Restore(given) => return super::restore::run(&given),
         Verb::Compare(given) => return super::compare::run(&given),
+        Verb::Index(given) => return super::index::run(&given),
         Verb::Convert(given) => return super::convert::run(&given),
         Verb::Mount(args) => return super::mount::run(&args),
         Verb::LiveRestore(live) => return super::live::run(live),

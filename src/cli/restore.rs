@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,7 +14,7 @@ use clap::{Args, ValueEnum};
 use super::restoring::{find_archive, read_or_empty};
 use super::{FAILED, complain, say, sentence};
 use crate::archive::vma::{Device, Header};
-use crate::archive::{Holds, Source, VmaArchive, holds};
+use crate::archive::{FirstPass, Holds, Source, VmaArchive, holds};
 use crate::config::StorageCfg;
 use crate::host::{Cancel, Host};
 use crate::image::{Image, RawTarget, Target};
@@ -153,12 +152,12 @@ fn restore(given: &Restore) -> Result<bool> {
     match kind {
         Some(kind) if kind.is_block_device() => job.onto_device(&to),
         Some(kind) if !kind.is_dir() => bail!("'{}' is neither a directory nor a block device", given.to.display()),
-        _ => job.into_directory(&to),
+        _ => job.to_directory(&to),
     }
 }
 
 impl Job<'_> {
-    fn into_directory(&self, to: &Path) -> Result<bool> {
+    fn to_directory(&self, to: &Path) -> Result<bool> {
         if self.given.start_at.is_some() {
             bail!("--start-at is for block devices: files of a restore that broke off are not kept");
         }
@@ -190,15 +189,14 @@ impl Job<'_> {
             targets.insert(device.id, self.disk_file(&mut folder, &format, device)?);
         }
         // Some disks of many are read alone, where that is possible.
-        match !self.given.disk.is_empty() && self.is_near(&source) {
-            true => {
-                let archive = VmaArchive::open(&self.host, &self.archive, &self.cancel)?;
+        match (!self.given.disk.is_empty()).then(|| self.random_access()).transpose()?.flatten() {
+            Some(archive) => {
                 for device in &disks {
                     let image = archive.disk(&device.name).context("a disk of the archive is gone")?;
                     self.copy(&image, targets[&device.id].as_ref(), 0)?;
                 }
             }
-            false => self.stream(source, &targets)?,
+            None => self.stream(source, &targets)?,
         }
         drop(targets);
         folder.commit()?;
@@ -243,8 +241,12 @@ impl Job<'_> {
         if size < wanted {
             bail!("'{shown}' has {size} bytes, {} needs {wanted}", device.name);
         }
-        if self.given.start_at.is_some() || self.is_near(&source) {
-            let archive = VmaArchive::open(&self.host, &self.archive, &self.cancel)?;
+        // To go on in the middle is worth going through the archive first.
+        let random = match self.given.start_at {
+            Some(_) => Some(VmaArchive::open(&self.host, &self.archive, &self.cancel)?),
+            None => self.random_access()?,
+        };
+        if let Some(archive) = random {
             let image = archive.disk(&device.name).context("a disk of the archive is gone")?;
             self.copy(&image, target.as_ref(), self.given.start_at.unwrap_or(0))?;
         } else {
@@ -254,14 +256,13 @@ impl Job<'_> {
         Ok(true)
     }
 
-    /// Whether any place of the archive can be read without going through all of it first.
-    fn is_near(&self, source: &Source) -> bool {
-        let is_plain = || {
-            let mut start = [0; 4];
-            let read = std::fs::File::open(&self.archive).and_then(|mut file| file.read_exact(&mut start));
-            read.is_ok() && &start == b"VMA\0"
-        };
-        source.index().is_some() || is_plain()
+    /// The archive, when it can be read at any place.
+    fn random_access(&self) -> Result<Option<Arc<VmaArchive>>> {
+        match VmaArchive::open_with(&self.host, &self.archive, FirstPass::Never, &self.cancel) {
+            Ok(archive) => Ok(Some(archive)),
+            Err(e) if e.is_unsupported() => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn percent(&self) -> impl FnMut(u64, u64) {

@@ -6,6 +6,7 @@ use super::commands::wait_for_makers;
 use super::conffile;
 use super::container::freeze;
 use super::record::{Intent, Orphan};
+use crate::config::{GuestConfig, disks};
 use crate::host::{Host, files};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -178,8 +179,8 @@ fn undo(host: &Host, vmid: u32, intent: &Intent, actions: &dyn GuestActions, cla
         Intent::Session { qmp } => actions.sweep(vmid, qmp),
         Intent::ShutDown { qemu } => actions.start(vmid, *qemu),
         Intent::Started => actions.stop(vmid),
-        Intent::LiveGuest { old } => {
-            wait_for_makers(host, vmid).and_then(|()| end_live(host, vmid, old.as_deref(), actions))
+        Intent::LiveGuest { old, new } => {
+            wait_for_makers(host, vmid).and_then(|()| end_live(host, vmid, old.as_deref(), new, actions))
         }
         Intent::File { path, .. } => remove_path(host, path, |p, _| remove_unless_locked(p)),
         Intent::Dir { path } => remove_path(host, path, |p, gone| {
@@ -225,19 +226,38 @@ pub fn free_unless_named(host: &Host, volid: &str, actions: &dyn GuestActions) -
 }
 
 /// Ends a guest that was being restored while it ran, and puts back the config of the one it was to replace, or the placeholder.
-/// Its lock goes later, with the note of that.
-fn end_live(host: &Host, vmid: u32, old: Option<&[u8]>, actions: &dyn GuestActions) -> Step {
-    let ours = |config: &[u8]| conffile::lock_of(config).as_deref() == Some("create");
+/// Its lock goes later, with the note of that. A guest that somebody made in its place is left alone.
+fn end_live(host: &Host, vmid: u32, old: Option<&[u8]>, new: &[u8], actions: &dyn GuestActions) -> Step {
+    let volumes: Vec<_> = disks(&GuestConfig::parse(new)).into_iter().filter(|disk| !disk.is_cdrom()).collect();
+    let ours = |config: &[u8]| {
+        let text = String::from_utf8_lossy(config);
+        let locked = conffile::lock_of(config).as_deref() == Some("create");
+        // With the lock people may have changed some line; without it nothing but the whole config tells.
+        (locked && volumes.iter().any(|disk| conffile::mentions(&text, &disk.volid)))
+            || same_lines(&conffile::with_lock(config, None), new)
+    };
     match conffile::read(host, vmid) {
         Ok(Some(config)) if ours(&config) => {}
         Ok(_) => return Ok(None),
-        Err(e) => return Err(format!("whether the restore was complete cannot be told: {e}")),
+        Err(e) => return Err(format!("whether it is still there cannot be told: {e}")),
     }
     let ended = actions.end(vmid)?;
     let before = conffile::with_lock(old.unwrap_or_default(), Some("create"));
     conffile::edit(host, vmid, |config| Ok(config.filter(|config| ours(config)).map(|_| before)))
         .map_err(|e| format!("the config from before cannot be put back: {e}"))?;
     Ok(ended)
+}
+
+/// Whether two configs say the same; the node's tools write the lines in an order of their own.
+fn same_lines(one: &[u8], other: &[u8]) -> bool {
+    let lines = |config: &[u8]| {
+        let says = |line: &&[u8]| !line.is_empty() && !line.starts_with(b"#");
+        let mut lines: Vec<Vec<u8>> =
+            config.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(says).map(<[u8]>::to_vec).collect();
+        lines.sort();
+        lines
+    };
+    lines(one) == lines(other)
 }
 
 /// Removes a file, but not one that a living run writes: an archive's name that was noted may have become another node's

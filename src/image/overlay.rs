@@ -40,14 +40,26 @@ enum State {
     Zero,
 }
 
-/// The state of every block. Groups nothing was written to are not there, however large the disk says it is.
+/// For each block of a group a bit that it is written and one that it is zero.
+type Bits = [[u64; 2]; (GROUP / 64) as usize];
+
+/// The blocks of a group.
+#[derive(Debug)]
+struct Group {
+    /// What all of them are, unless there are bits.
+    alike: State,
+    bits: Option<Box<Bits>>,
+}
+
+/// The state of every block. Groups that nothing was written to are not there, however large the disk says it is.
 #[derive(Debug, Default)]
-struct Map(HashMap<u64, Box<[[u64; 2]; (GROUP / 64) as usize]>>);
+struct Map(HashMap<u64, Group>);
 
 impl Map {
     fn state(&self, block: u64) -> State {
-        let Some(group) = self.0.get(&(block / GROUP)) else { return State::Below };
-        let [written, zero] = group[(block % GROUP / 64) as usize];
+        let Some(Group { alike, bits }) = self.0.get(&(block / GROUP)) else { return State::Below };
+        let Some(bits) = bits else { return *alike };
+        let [written, zero] = bits[(block % GROUP / 64) as usize];
         match (written >> (block % 64) & 1, zero >> (block % 64) & 1) {
             (0, 0) => State::Below,
             (_, 0) => State::Written,
@@ -56,13 +68,17 @@ impl Map {
     }
 
     fn set(&mut self, blocks: Range<u64>, state: State) {
-        for block in blocks {
-            let group = self.0.entry(block / GROUP).or_default();
-            let [written, zero] = &mut group[(block % GROUP / 64) as usize];
-            let bit = 1 << (block % 64);
-            for (bits, on) in [(written, state == State::Written), (zero, state == State::Zero)] {
-                *bits = if on { *bits | bit } else { *bits & !bit };
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let end = blocks.end.min((at / GROUP + 1) * GROUP);
+            let group = self.0.entry(at / GROUP).or_insert(Group { alike: State::Below, bits: None });
+            if end - at == GROUP {
+                *group = Group { alike: state, bits: None };
+            } else {
+                let bits = group.bits.get_or_insert_with(|| filled(group.alike));
+                (at..end).for_each(|block| set_bits(&mut bits[(block % GROUP / 64) as usize], block % 64, state));
             }
+            at = end;
         }
     }
 
@@ -72,11 +88,12 @@ impl Map {
         let mut at = range.start;
         while at < range.end {
             let block = at / BLOCK;
-            let (state, next) = match self.0.contains_key(&(block / GROUP)) {
+            let next = match self.0.get(&(block / GROUP)) {
+                Some(Group { bits: Some(_), .. }) => block + 1,
                 // The whole group at once.
-                false => (State::Below, (block / GROUP + 1) * GROUP),
-                true => (self.state(block), block + 1),
+                _ => (block / GROUP + 1) * GROUP,
             };
+            let state = self.state(block);
             let end = range.end.min(next * BLOCK);
             match parts.last_mut() {
                 Some((last, kind)) if *kind == state => last.end = end,
@@ -85,6 +102,19 @@ impl Map {
             at = end;
         }
         parts
+    }
+}
+
+/// The bits of a group whose blocks are alike.
+fn filled(state: State) -> Box<Bits> {
+    let mut bits = Box::new([[0; 2]; (GROUP / 64) as usize]);
+    bits.iter_mut().for_each(|bits| (0..64).for_each(|bit| set_bits(bits, bit, state)));
+    bits
+}
+
+fn set_bits([written, zero]: &mut [u64; 2], bit: u64, state: State) {
+    for (bits, on) in [(written, state == State::Written), (zero, state == State::Zero)] {
+        *bits = if on { *bits | 1 << bit } else { *bits & !(1 << bit) };
     }
 }
 

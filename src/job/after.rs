@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::guest_run::{GuestError, GuestRun};
+use crate::archive::seek;
 use crate::guest::held::Held;
 use crate::guest::record::Intent;
 use crate::host::files;
@@ -89,10 +90,10 @@ impl GuestRun<'_> {
         Ok(())
     }
 
-    /// Log and notes go after their archive: they mean nothing without it, and it never lacks them.
+    /// Log, notes and what is kept about it go after their archive: they mean nothing without it, and it never lacks them.
     fn remove_companions(&self, name: &ArchiveName) {
         let dir = &self.job.destination.dump_dir;
-        for path in [name.log(dir), name.notes(dir)] {
+        for path in [name.log(dir), name.notes(dir), seek::Beside::path(&name.path(dir))] {
             if let Err(error) = remove(&path) {
                 self.job.log.warn(&format!("removing '{}' failed: {error}", path.display()));
             }

@@ -14,7 +14,7 @@ use super::tree::{Builder, NOWHERE, Node, Number, Tree};
 use super::view::{Attributes, Entry, Inode, Kind, TOP, View, ViewError, Xattrs};
 use super::{MountError, acl, beside};
 use crate::archive::tar::{self, BLOCK, Content, Member, TarArchive, Walker, normal, printable};
-use crate::archive::{ArchiveError, Bytes};
+use crate::archive::{ArchiveError, Bytes, FirstPass};
 use crate::host::{Cancel, Host};
 use crate::image::Image;
 
@@ -88,19 +88,18 @@ impl Container {
         say: &mut dyn FnMut(&str),
     ) -> Result<Self, MountError> {
         let name = path.display().to_string();
-        let archive = TarArchive::open(host, path, cancel)?;
-        if !archive.can_be_random()? {
+        let archive = TarArchive::open_with(host, path, FirstPass::Read, cancel)?;
+        if !archive.is_random() {
             return Err(MountError::OnlyFromStart(name));
         }
         if let Some(note) = archive.note() {
             say(&note);
         }
-        let (tree, known, seekable) = read(&archive)?;
+        let (tree, known) = read(&archive)?;
         if tree.is_full {
             return Err(MountError::TooMany(name));
         }
-        let bytes = if seekable.is_some() { seekable } else { archive.bytes()? };
-        let Some(bytes) = bytes else { return Err(MountError::OnlyFromStart(name)) };
+        let Some(bytes) = archive.bytes()? else { return Err(MountError::OnlyFromStart(name)) };
         if tree.left_out > 0 {
             say(&format!("{} members are not shown: their names cannot be those of files", tree.left_out));
         }
@@ -123,9 +122,8 @@ impl Container {
     }
 }
 
-/// All files; without a table of members with all that is to be known of them, and the bytes of an archive that became
-/// readable at any place by that.
-fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), ArchiveError> {
+/// All files; without a table of members with all that is to be known of them.
+fn read(archive: &TarArchive) -> Result<(Tree, Known), ArchiveError> {
     let mut builder = Builder::new();
     let in_table = archive.each_in_table(&mut |path, kind, size, offset| {
         if kind != b'V' {
@@ -135,10 +133,10 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), A
     if in_table {
         let tree = builder.finish();
         let headers = vec![Header::default(); tree.len()];
-        return Ok((tree, Known { headers, targets: HashMap::new() }, None));
+        return Ok((tree, Known { headers, targets: HashMap::new() }));
     }
     let (mut builder, mut known) = (Builder::new(), Known::default());
-    let bytes = archive.each_member(&mut |member| {
+    archive.each_member(&mut |member| {
         let kind = tar::sign(member.kind);
         if kind == b'V' {
             return;
@@ -149,7 +147,7 @@ fn read(archive: &TarArchive) -> Result<(Tree, Known, Option<Arc<dyn Bytes>>), A
     })?;
     let tree = builder.finish();
     known.headers.resize(tree.len(), Header::default());
-    Ok((tree, known, bytes))
+    Ok((tree, known))
 }
 
 impl Known {

@@ -107,7 +107,7 @@ pub fn execute_live(
     let restored = Restored { config: None, replaced: &plan.replaced };
     let left = seat(plan).commit(restored, record, host, tools.actions, tools.line).unwrap_or_else(|e| {
         // Whoever undoes what is in the record goes on with that.
-        (tools.line)(&format!("WARN: VM {vmid} is complete and runs, but is still locked: {e}"));
+        (tools.line)(&format!("WARN: VM {vmid} is complete and runs, but its lock could not be removed: {e}"));
         vec![format!("lock of VM {vmid}")]
     });
     (tools.line)("restore-drive jobs finished successfully, removing all tracking block devices");

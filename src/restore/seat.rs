@@ -86,7 +86,11 @@ impl Seat {
         for volid in restored.replaced {
             record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
         }
-        self.replace_locked(host, |text| restored.config.unwrap_or_else(|| conffile::with_lock(text, None)))?;
+        match restored.config {
+            Some(config) => self.replace_locked(host, config)?,
+            // Somebody may have removed the lock: that is all there was to do.
+            None => drop(conffile::remove_lock(host, self.vmid, LOCK).map_err(|source| self.config_error(source))?),
+        }
         // From here on the restore has happened; what fails now is reported and left to the record.
         let mut left = Vec::new();
         for volid in restored.replaced {
@@ -143,9 +147,9 @@ impl Seat {
             let text = conffile::read(host, self.vmid).map_err(|source| self.config_error(source))?;
             old = text.map(|text| conffile::with_lock(&text, None));
         }
-        let live = Intent::LiveGuest { old };
+        let live = Intent::LiveGuest { old, new: conffile::with_lock(config, None) };
         record.note(&live)?;
-        self.replace_locked(host, |_| conffile::with_lock(config, Some(LOCK)))?;
+        self.replace_locked(host, conffile::with_lock(config, Some(LOCK)))?;
         Ok(live)
     }
 
@@ -159,9 +163,9 @@ impl Seat {
     }
 
     /// Replaces the config, in which our lock has to be.
-    fn replace_locked(self, host: &Host, new: impl FnOnce(&[u8]) -> Vec<u8>) -> Result<(), ExecuteError> {
+    fn replace_locked(self, host: &Host, new: Vec<u8>) -> Result<(), ExecuteError> {
         conffile::edit_of(host, self.kind, self.vmid, |text| match text {
-            Some(text) if conffile::lock_of(&text).as_deref() == Some(LOCK) => Ok(Some(new(&text))),
+            Some(text) if conffile::lock_of(&text).as_deref() == Some(LOCK) => Ok(Some(new)),
             _ => Err(io::Error::other("somebody removed our lock from it during the restore")),
         })
         .map_err(|source| self.config_error(source))

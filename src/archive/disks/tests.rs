@@ -6,6 +6,8 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::archive::Compression;
 use crate::archive::frame::{Container, Frame, IndexBuilder, Packer};
+use crate::archive::packed::Method;
+use crate::archive::seek::Beside;
 use crate::archive::vma::Scanner;
 use crate::image::MemImage;
 use crate::testdata::golden;
@@ -144,22 +146,37 @@ fn many_readers_go_side_by_side() {
     });
 }
 
+/// SHA-256 of the disks of the stock program's archive.
+const SUMS: [&str; 2] = [
+    "8d7d0efb80f98dd454e19ace30725c3bdf3d4ce0589e4bb6157d3c8382516f66",
+    "c739be9e6b9a3864f7ab8bda6cf818b8a8ecfaa58c994e4de42f529a77c1a68b",
+];
+
+fn sums(archive: &Arc<VmaArchive>) -> Vec<String> {
+    let sum = |bytes: Vec<u8>| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    archive.disks().iter().map(|image| sum(whole(image.as_ref()))).collect()
+}
+
 #[test]
 fn archives_of_the_stock_program_open() {
     let Some(golden) = golden() else { return };
-    let archive = open(&golden.join("archives/two-disks.vma")).unwrap();
-    let sums: Vec<String> = archive
-        .disks()
-        .iter()
-        .map(|image| Sha256::digest(whole(image.as_ref())).iter().map(|b| format!("{b:02x}")).collect())
-        .collect();
-    assert_eq!(
-        sums,
-        [
-            "8d7d0efb80f98dd454e19ace30725c3bdf3d4ce0589e4bb6157d3c8382516f66",
-            "c739be9e6b9a3864f7ab8bda6cf818b8a8ecfaa58c994e4de42f529a77c1a68b"
-        ]
-    );
+    for (suffix, program) in [("", "true"), (".zst", "true"), (".gz", "true"), (".lzo", "lzop")] {
+        if !Host::with_root("/".into()).has_command(program) {
+            assert!(std::env::var_os("CI").is_none(), "{program} is not installed");
+            eprintln!("skipped: {program} is not installed");
+            continue;
+        }
+        // Once as it is, once to keep what was found, once with that.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("two-disks.vma{suffix}"));
+        std::fs::copy(golden.join(format!("archives/two-disks.vma{suffix}")), &path).unwrap();
+        for first in [FirstPass::Read, FirstPass::Keep, FirstPass::Never] {
+            let archive = VmaArchive::open_with(&Host::with_root("/".into()), &path, first, &Cancel::new()).unwrap();
+            assert_eq!(archive.note(), None);
+            assert_eq!(sums(&archive), SUMS, "{suffix}");
+        }
+        assert_eq!(Beside::path(&path).exists(), !suffix.is_empty());
+    }
     assert!(open(&golden.join("archives/diskless.vma")).unwrap().disks().is_empty());
 }
 
@@ -211,6 +228,76 @@ fn damage_is_an_error_of_the_reader_with_disk_and_place() {
     );
     assert_eq!(said, wanted);
     image.read_at(&mut buf, 2 * 59 * CLUSTER as u64).unwrap();
+}
+
+/// An archive as the stock programs make it, of one zstd frame.
+fn foreign(disks: &[Vec<u8>]) -> (tempfile::TempDir, PathBuf) {
+    let (dir, plain) = archive(disks, Compression::None);
+    let path = dir.path().join("a.vma.zst");
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.include_checksum(true).unwrap();
+    std::io::copy(&mut File::open(plain).unwrap(), &mut encoder).unwrap();
+    std::fs::write(&path, encoder.finish().unwrap()).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn a_file_beside_a_foreign_archive_is_used_only_when_it_is_good() {
+    let plain = disk(&[1, 0, 2, 1], 300);
+    let (_dir, path) = foreign(std::slice::from_ref(&plain));
+    let host = Host::with_root("/".into());
+    let open_with = |first| VmaArchive::open_with(&host, &path, first, &Cancel::new());
+    assert!(open_with(FirstPass::Never).is_err());
+    let is_right = |archive: &Arc<VmaArchive>| whole(archive.disk("scsi0").unwrap().as_ref()) == plain;
+    let place = Beside::path(&path);
+    let archive = open_with(FirstPass::Keep).unwrap();
+    assert!(is_right(&archive) && archive.note().is_none());
+    let good = std::fs::read(&place).unwrap();
+    let mut bad = good.clone();
+    bad[60] ^= 1;
+    std::fs::write(&place, &bad).unwrap();
+    let archive = open_with(FirstPass::Read).unwrap();
+    let said = archive.note().unwrap_or_default();
+    assert!(said.contains("a.vma.zst.idx' is damaged") && said.ends_with("the archive is read without it"), "{said}");
+    assert!(is_right(&archive) && std::fs::read(&place).unwrap() == bad);
+    // Kept anew, where that is wanted.
+    assert!(is_right(&open_with(FirstPass::Keep).unwrap()));
+    assert_eq!(std::fs::read(&place).unwrap(), good);
+    // One of a container's archive, and one of another archive.
+    let (mut beside, made_of) = Beside::parse(&good).unwrap();
+    beside.extra[0] = b't';
+    std::fs::write(&place, beside.bytes(&made_of)).unwrap();
+    assert!(open_with(FirstPass::Read).unwrap().note().unwrap_or_default().contains("another kind of archive"));
+    let (_other, other) = foreign(&[disk(&[2, 2], 300)]);
+    VmaArchive::open_with(&host, &other, FirstPass::Keep, &Cancel::new()).unwrap();
+    std::fs::copy(Beside::path(&other), &place).unwrap();
+    let archive = open_with(FirstPass::Read).unwrap();
+    assert!(archive.note().unwrap_or_default().contains("belongs to another archive"), "{:?}", archive.note());
+    assert!(is_right(&archive));
+    // It cannot be written.
+    std::fs::remove_file(&place).unwrap();
+    std::fs::create_dir(&place).unwrap();
+    let archive = open_with(FirstPass::Keep).unwrap();
+    assert!(archive.note().unwrap_or_default().contains("cannot be written"), "{:?}", archive.note());
+    assert!(is_right(&archive));
+}
+
+#[test]
+fn damage_of_a_foreign_archive_is_told() {
+    let (_dir, path) = foreign(&[disk(&[1; 30], CLUSTER)]);
+    let bytes = std::fs::read(&path).unwrap();
+    let said = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        open(&path).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    let mut bad = bytes.clone();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    assert!(said(&bad).contains("is damaged: Restored data doesn't match checksum"), "{}", said(&bad));
+    assert!(said(&bytes[..last - 300]).contains("the file ends within"), "{}", said(&bytes[..last - 300]));
+    // Good zstd data, but no VMA.
+    let other = zstd::encode_all(&[7; 90_000][..], 3).unwrap();
+    assert!(said(&other).contains("not a VMA archive"), "{}", said(&other));
 }
 
 /// Opens whatever it is and reads what can be read: errors are fine, anything else is not.

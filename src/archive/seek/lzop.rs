@@ -219,19 +219,21 @@ impl Decoder {
         let (start, mut end, mut raw) = (first.packed, first.packed + first.len, first.raw as usize);
         while raw < GROUP {
             let at = self.blocks.input.offset();
-            match self.blocks.next()? {
-                // Behind an end mark begins another header: the next group's.
-                Some(block) if block.packed == at => {
+            let next = match self.blocks.next() {
+                Ok(None) => break,
+                Ok(Some(block)) if block.packed == at => {
                     end += block.len;
                     raw += block.raw as usize;
+                    continue;
                 }
-                Some(block) => {
-                    self.blocks.input = PackedReader::new(Arc::clone(&self.file), READ);
-                    self.blocks.input.skip(block.packed);
-                    break;
-                }
-                None => break,
-            }
+                // Behind an end mark begins another header: the next group's.
+                Ok(Some(block)) => block.packed,
+                // What is in front of the damage is good; who wants more finds it again.
+                Err(_) => at,
+            };
+            self.blocks.input = PackedReader::new(Arc::clone(&self.file), READ);
+            self.blocks.input.skip(next);
+            break;
         }
         let mut small = self.bytes(header, header_len)?;
         small.append(&mut self.bytes(start, end - start)?);

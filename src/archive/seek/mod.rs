@@ -24,6 +24,7 @@ use super::packed::Method as Any;
 use crate::host::{Cancel, Host};
 
 pub use beside::{Beside, BesideError, Fingerprint, SUFFIX};
+use points::Collector;
 pub use points::Points;
 pub(crate) use reader::Seekable;
 
@@ -184,12 +185,25 @@ pub fn scan(
     cancel: &Cancel,
 ) -> (Points, Result<(), SeekError>) {
     let size = file.size().map_err(|source| SeekError::Read { offset: 0, source });
-    let mut collector = points::Collector::new(method, size.as_ref().copied().unwrap_or(0));
-    let done = size.and_then(|_| match method {
+    let collector = Collector::new(method, size.as_ref().copied().unwrap_or(0));
+    match size {
+        Ok(_) => collect(collector, host, file, sink, cancel),
+        Err(e) => (collector.finish(), Err(e)),
+    }
+}
+
+fn collect(
+    mut collector: Collector,
+    host: &Host,
+    file: &Arc<dyn Packed>,
+    sink: Sink<'_>,
+    cancel: &Cancel,
+) -> (Points, Result<(), SeekError>) {
+    let done = match collector.method() {
         Method::Zstd => zstd::scan(file, &mut collector, sink, cancel),
         Method::Gzip => gzip::scan(file, &mut collector, sink, cancel),
         Method::Lzop => lzop::scan(host, file, &mut collector, sink, cancel),
-    });
+    };
     (collector.finish(), done)
 }
 

@@ -106,6 +106,11 @@ pub struct Points {
 }
 
 impl Points {
+    /// How the file is compressed.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
     /// Bytes of uncompressed data.
     pub fn raw(&self) -> u64 {
         self.raw
@@ -164,9 +169,21 @@ impl Collector {
         }
     }
 
+    /// With access points at other distances.
+    #[cfg(test)]
+    pub(super) fn spaced(mut self, spacing: u64, budget: u64) -> Self {
+        self.spacing.store(spacing, Ordering::Relaxed);
+        (self.spacing_of_starts, self.budget) = (spacing, budget);
+        self
+    }
+
     /// Bytes there should be between two access points that have a window.
     pub(super) fn spacing(&self) -> &Arc<AtomicU64> {
         &self.spacing
+    }
+
+    pub(super) fn method(&self) -> Method {
+        self.points.method
     }
 
     /// Bytes of data so far.

@@ -87,11 +87,6 @@ impl Seekable {
         };
         Self { inner: Arc::new(inner), ahead: Mutex::default() }
     }
-
-    /// What was collected about the file.
-    pub(crate) fn points(&self) -> &Points {
-        &self.inner.points
-    }
 }
 
 impl Bytes for Seekable {

@@ -17,8 +17,9 @@ use super::sparse::Expanded;
 use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
 use crate::archive::bytes::PlainBytes;
+use crate::archive::foreign::{FirstPass, Foreign, Reading};
 use crate::archive::frame::{Frame, Unpacker, unwrap};
-use crate::archive::seek::{self, Packed, Seekable};
+use crate::archive::seek::{self, Seekable};
 use crate::archive::{ArchiveCause, ArchiveError, Bytes, Indexed};
 use crate::host::{Cancel, Host};
 
@@ -79,6 +80,8 @@ enum Store {
     /// With a table, if that can be used.
     Frames(Indexed, Option<Root>),
     Plain(File),
+    /// Compressed by somebody else, and read once before.
+    Foreign(Arc<Seekable>),
     /// Opened again for each pass.
     Stream,
 }
@@ -89,6 +92,14 @@ impl TarArchive {
     /// # Errors
     /// When it cannot be read or is no archive.
     pub fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<Self, ArchiveError> {
+        Self::open_with(host, path, FirstPass::Never, cancel)
+    }
+
+    /// As [`TarArchive::open`]; who reads at many places says with `first` what to do when that takes reading all of it.
+    ///
+    /// # Errors
+    /// As [`TarArchive::open`]. That nothing can be kept is worth a note only.
+    pub fn open_with(host: &Host, path: &Path, first: FirstPass, cancel: &Cancel) -> Result<Self, ArchiveError> {
         let source = TarSource::open(host, path, cancel)?;
         let mut note = source.note().map(str::to_owned);
         let store = match source.input {
@@ -102,7 +113,10 @@ impl TarArchive {
                 Store::Frames(indexed, root)
             }
             TarInput::Plain(file) => Store::Plain(file),
-            TarInput::Stream(_) => Store::Stream,
+            TarInput::Stream(_) => {
+                let opened = foreign(host, path, first, &mut note, cancel);
+                opened.map_err(|cause| ArchiveError { archive: source.name.clone(), cause })?
+            }
         };
         let (host, path, cancel) = (host.clone(), path.to_owned(), cancel.clone());
         Ok(Self { host, path, cancel, name: source.name, store, note: RefCell::new(note) })
@@ -117,7 +131,7 @@ impl TarArchive {
     pub fn members(&self) -> Option<u64> {
         match &self.store {
             Store::Frames(_, root) => root.as_ref().map(|root| root.members),
-            Store::Plain(_) | Store::Stream => None,
+            Store::Plain(_) | Store::Foreign(_) | Store::Stream => None,
         }
     }
 
@@ -138,64 +152,17 @@ impl TarArchive {
         true
     }
 
-    /// Goes through the archive, and gives every member with all its attributes. A compressed archive without an index can be
-    /// read at any place after that; its bytes are returned.
+    /// Goes through the archive, and gives every member with all its attributes.
     ///
     /// # Errors
     /// When the archive cannot be read.
-    pub(crate) fn each_member(&self, each: &mut dyn FnMut(Member)) -> Result<Option<Arc<dyn Bytes>>, ArchiveError> {
-        let Some((file, method)) = self.seekable()? else {
-            return self.scan_with(Walker::at_member(0), each).map(|()| None);
-        };
-        let (mut walker, mut wrong) = (Walker::at_member(0), None);
-        let mut walk = |bytes: &[u8]| {
-            let walked = walker.feed(bytes, &mut |member| {
-                each(member);
-                Ok(())
-            });
-            walked.map_err(|e| {
-                wrong = Some(e);
-                io::ErrorKind::InvalidData.into()
-            })
-        };
-        let (points, done) = seek::scan(&self.host, &file, method, &mut walk, &self.cancel);
-        match (wrong, done) {
-            (Some(wrong), _) => return Err(self.failed(wrong)),
-            (None, Err(e)) => {
-                let (offset, source) = (walker.offset(), e.into());
-                return Err(self.failed(ArchiveCause::TarRead { offset, source }));
-            }
-            (None, Ok(())) => walker.finish().map_err(|e| self.failed(e))?,
-        }
-        Ok(Some(Arc::new(Seekable::new(&self.host, file, points, &self.cancel))))
+    pub(crate) fn each_member(&self, each: &mut dyn FnMut(Member)) -> Result<(), ArchiveError> {
+        self.scan_with(Walker::at_member(0), each)
     }
 
-    /// The file and its compression, if going through it once makes it readable at any place.
-    fn seekable(&self) -> Result<Option<(Arc<dyn Packed>, seek::Method)>, ArchiveError> {
-        if self.is_random() {
-            return Ok(None);
-        }
-        let failed = |source| self.failed(ArchiveCause::Open(source));
-        let file = File::open(&self.path).map_err(failed)?;
-        let mut start = Vec::new();
-        (&file).take(16).read_to_end(&mut start).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Ok(None);
-        }
-        Ok(seek::Method::recognise(&start).map(|method| (Arc::new(file) as Arc<dyn Packed>, method)))
-    }
-
-    /// Whether it can be read at any place as it is.
-    pub(super) fn is_random(&self) -> bool {
+    /// Whether it can be read at any place, and not only from its start on.
+    pub(crate) fn is_random(&self) -> bool {
         !matches!(self.store, Store::Stream)
-    }
-
-    /// Whether it can be read at any place as it is, or once it was gone through.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub(crate) fn can_be_random(&self) -> Result<bool, ArchiveError> {
-        Ok(self.is_random() || self.seekable()?.is_some())
     }
 
     /// The tar data, at any place; none when it can only be read from the start.
@@ -207,6 +174,7 @@ impl TarArchive {
         Ok(match self.store {
             Store::Frames(indexed, _) => Some(Arc::new(TarBytes::new(indexed))),
             Store::Plain(file) => Some(Arc::new(PlainBytes::new(file).map_err(failed)?)),
+            Store::Foreign(bytes) => Some(bytes),
             Store::Stream => None,
         })
     }
@@ -378,6 +346,7 @@ impl TarArchive {
                 Ok(Box::new(Frames::from(indexed, file, offset).map_err(failed)?))
             }
             Store::Plain(file) => Ok(Box::new(At { file: file.try_clone().map_err(failed)?, offset })),
+            Store::Foreign(bytes) => Ok(Box::new(Reading(Arc::clone(bytes), offset))),
             Store::Stream => {
                 let mut stream = self.again()?;
                 let skipped = io::copy(&mut (&mut stream).take(offset), &mut io::sink()).map_err(failed)?;
@@ -406,14 +375,12 @@ impl TarArchive {
         let mut buf = vec![0; PIECE];
         loop {
             // Headers are few and far between: where that is possible, data is passed over.
-            if let Store::Plain(file) = &self.store
-                && walker.skippable() > 0
-            {
+            let anywhere = matches!(self.store, Store::Plain(_) | Store::Foreign(_));
+            if anywhere && walker.skippable() > 0 {
                 walker.skip(walker.skippable());
-                let file = file.try_clone().map_err(|e| self.failed(ArchiveCause::Open(e)))?;
-                data = Box::new(At { file, offset: walker.offset() });
+                data = self.data(walker.offset())?;
             }
-            let most = if matches!(self.store, Store::Plain(_)) { 16 * BLOCK } else { PIECE };
+            let most = if anywhere { 16 * BLOCK } else { PIECE };
             let count = match data.read(&mut buf[..most]) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 count => {
@@ -433,6 +400,30 @@ impl TarArchive {
             }
         }
     }
+}
+
+/// An archive compressed by somebody else: at any place if there is something beside it or it is to be read first, else as a
+/// stream.
+fn foreign(
+    host: &Host,
+    path: &Path,
+    first: FirstPass,
+    note: &mut Option<String>,
+    cancel: &Cancel,
+) -> Result<Store, ArchiveCause> {
+    let file = File::open(path).map_err(ArchiveCause::Open)?;
+    let mut start = [0; 16];
+    let got = if file.metadata().map_err(ArchiveCause::Open)?.is_file() {
+        file.read_at(&mut start, 0).map_err(ArchiveCause::Open)?
+    } else {
+        0
+    };
+    // The other formats have no places to begin at.
+    let Some(method) = seek::Method::recognise(&start[..got]) else { return Ok(Store::Stream) };
+    let mut foreign = Foreign { host, path, file, method, first, cancel, note: note.take() };
+    let opened = foreign.tar()?;
+    *note = foreign.note;
+    Ok(opened.map_or(Store::Stream, |bytes| Store::Foreign(Arc::new(bytes))))
 }
 
 /// A file from an offset on.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::table::{TableBuilder, entries};
 use super::*;
+use crate::archive::FirstPass;
 use crate::archive::frame::{Container, Frame, IndexBuilder, Packer, TAR_ID};
 use crate::host::{Cancel, Host};
 
@@ -392,7 +393,12 @@ fn stored(dir: &Path, tar: &[u8]) -> Vec<PathBuf> {
             flip(part);
         }
     }
+    let kept = path("kept.zst", zstd::encode_all(tar, 3).unwrap());
+    let host = Host::with_root("/".into());
+    let archive = TarArchive::open_with(&host, &kept, FirstPass::Keep, &Cancel::new()).unwrap();
+    assert!(archive.is_random() && dir.join("kept.zst.idx").exists());
     vec![
+        kept,
         path("plain", tar.to_vec()),
         path("frames.zst", framed(tar, Container::Zstd, 1000, nothing)),
         path("frames.gz", framed(tar, Container::Gzip, 7000, nothing)),

@@ -46,11 +46,13 @@ pub enum Intent {
     },
     /// We start the guest (it was stopped) and have to stop it again.
     Started,
-    /// We start a guest that is being restored while it runs, and put its config in place before. As long as that is locked by
-    /// us the guest is not complete: it is ended, whatever it has done since, and what was in its place comes back.
+    /// We start a guest that is being restored while it runs, and put its config in place before. As long as this is noted the
+    /// guest is not complete: it is ended, whatever it has done since, and what was in its place comes back.
     LiveGuest {
         /// The config of the guest it replaces; none if there was no guest.
         old: Option<Vec<u8>>,
+        /// Its own config, without our lock. By it the guest is known if somebody has removed the lock.
+        new: Vec<u8>,
     },
     /// A backup that the guest's QEMU sends to a server by itself.
     QemuBackup,

@@ -291,10 +291,11 @@ fn a_guest_restored_while_it_ran_goes_before_its_volumes_or_stays_with_them() {
     let volume = |n: u32| Intent::Volume { volid: format!("local:100/vm-100-disk-{n}.raw"), in_qemu: false };
     let live = "lock: create\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n";
     let old = "name: old\nscsi0: local:100/vm-100-disk-0.raw,size=1M\n";
+    let unlocked = live.replace("lock: create\n", "");
     let intents = |old: Option<&str>| {
         let lock = if old.is_some() { Intent::ConfigLock { lock: "create".into() } } else { Intent::NewConfig };
         let old = old.map(|old| old.as_bytes().to_vec());
-        vec![lock, volume(1), Intent::LiveGuest { old }, volume(0)]
+        vec![lock, volume(1), Intent::LiveGuest { old, new: unlocked.clone().into_bytes() }, volume(0)]
     };
     // A guest that does not end: nothing of it is touched, and all is tried again.
     let node = Node::new();
@@ -318,14 +319,27 @@ fn a_guest_restored_while_it_ran_goes_before_its_volumes_or_stays_with_them() {
     let report = recover(&node.host, &mut orphan, &Double::default(), LockClaim::Certain);
     assert!(report.failed.is_empty() && conffile::read(&node.host, 100).unwrap().is_none(), "{report:?}");
     drop(orphan);
-    // The lock is gone, and so the restore is complete: the guest stays, and what it replaced goes.
+    // Somebody has removed the lock, and has its lines written in another order: it is the same guest.
     let node = Node::new();
-    node.config(100, &live.replace("lock: create\n", ""));
+    node.config(100, &format!("# note\n\n{unlocked}"));
     let mut orphan = node.orphan(&intents(Some(old)));
     let actions = Double::default();
     let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
     assert!(report.failed.is_empty(), "{report:?}");
-    assert_eq!(*actions.calls.lock().unwrap(), ["free local:100/vm-100-disk-0.raw"]);
+    assert_eq!(*actions.calls.lock().unwrap(), ["end", "free local:100/vm-100-disk-1.raw"]);
+    assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), old.as_bytes());
+    drop(orphan);
+    // Somebody has made another one, or is about to.
+    for other in ["name: other\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n", "lock: create\nname: other\n"] {
+        let node = Node::new();
+        node.config(100, other);
+        let mut orphan = node.orphan(&intents(None));
+        let actions = Double::default();
+        let report = recover(&node.host, &mut orphan, &actions, LockClaim::Certain);
+        assert!(report.failed.is_empty(), "{report:?}");
+        assert!(!actions.calls.lock().unwrap().contains(&"end".to_owned()), "{other}");
+        assert_eq!(conffile::read(&node.host, 100).unwrap().unwrap(), other.as_bytes());
+    }
 }
 
 #[test]
@@ -334,7 +348,7 @@ fn a_guest_that_is_complete_only_loses_its_lock() {
     let live = "lock: create\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n";
     node.config(100, live);
     let Opened::Fresh(mut record) = Record::open(&node.host, 100, "qmrestore").unwrap() else { panic!() };
-    let guest = Intent::LiveGuest { old: None };
+    let guest = Intent::LiveGuest { old: None, new: live.replace("lock: create\n", "").into_bytes() };
     let volume = Intent::Volume { volid: "local:100/vm-100-disk-1.raw".into(), in_qemu: false };
     for intent in [&Intent::NewConfig, &volume, &guest, &Intent::ConfigLock { lock: "create".into() }] {
         record.note(intent).unwrap();

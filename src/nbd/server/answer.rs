@@ -30,8 +30,6 @@ const MIN_HOLE: u64 = 32 << 10;
 /// Block status is asked for this much at a time, until there are [`MAX_STATUS`] extents.
 const STATUS_WINDOW: u64 = 256 << 20;
 const MAX_STATUS: usize = 4096;
-/// An extent on the wire is at most this long; a round number below 4 GiB.
-const MAX_EXTENT: u64 = 1 << 31;
 
 /// Everything it takes to answer the requests of one connection.
 pub(super) struct Desk<'a, W> {
@@ -200,7 +198,8 @@ impl<W: Write> Desk<'_, W> {
             }
             at = window.end;
         }
-        Ok(found.into_iter().take(most).map(|(len, flags)| (len.min(MAX_EXTENT) as u32, flags)).collect())
+        // None is longer than what was asked for, which has 32 bits.
+        Ok(found.into_iter().take(most).map(|(len, flags)| (len as u32, flags)).collect())
     }
 
     /// Reports what the disk could not do, and words it for the client.
@@ -248,7 +247,54 @@ fn parts(range: &Range<u64>, extents: &[Extent]) -> Vec<(Range<u64>, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::image::Image;
+
+    /// 8 GiB, of which the first 3 are data.
+    struct Huge;
+
+    impl Image for Huge {
+        fn name(&self) -> &str {
+            "huge"
+        }
+
+        fn size(&self) -> u64 {
+            8 << 30
+        }
+
+        fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, ImageError> {
+            let cut = (3u64 << 30).clamp(range.start, range.end);
+            let parts = [(range.start..cut, ExtentKind::Data), (cut..range.end, ExtentKind::Zero)];
+            let extent =
+                |(part, kind): (Range<u64>, _)| Extent { offset: part.start, len: part.end - part.start, kind };
+            Ok(parts.into_iter().map(extent).filter(|extent| extent.len > 0).collect())
+        }
+
+        fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), ImageError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn block_status_of_all_that_one_request_can_ask_for() {
+        let desk = Desk {
+            client: 1,
+            export: &Export::read_only("huge", Arc::new(Huge)),
+            session: Session { export: 0, structured: true, status: true },
+            output: Output::new(Vec::new(), true, Duration::ZERO),
+            lanes: &Lanes::default(),
+            long_read: &Mutex::default(),
+            report: &|_| {},
+            patience: Duration::ZERO,
+        };
+        let status =
+            |flags, offset| desk.status(&Request { flags, code: 7, cookie: 1, offset, len: u32::MAX }).unwrap();
+        assert_eq!(status(0, 0), [(3 << 30, 0), (u32::MAX - (3 << 30), 3)]);
+        assert_eq!(status(FLAG_REQ_ONE, 0), [(3 << 30, 0)]);
+        assert_eq!(status(0, 4 << 30), [(u32::MAX, 3)]);
+    }
 
     #[test]
     fn a_read_is_cut_into_holes_and_pieces() {

@@ -302,6 +302,9 @@ impl<'a> Parser<'a> {
             None if last && end == self.buf.len() => Some(end),
             _ => self.search(at + EXTENT_HEADER, self.buf.len()),
         };
+        // What cannot be read is as long as it is: everything behind it is in its place.
+        let unread = self.start + end as u64..self.start + (end + EXTENT_HEADER) as u64;
+        let unread = self.holes.iter().any(|(range, _)| range.start < unread.end && unread.start < range.end);
         let shifted = match next {
             Some(next) if next == end => false,
             Some(next) if next < end => true,
@@ -309,7 +312,9 @@ impl<'a> Parser<'a> {
             None if last && end >= self.buf.len() => false,
             None if last && self.buf[end..].iter().all(|byte| *byte == 0) => false,
             // Headers and blocks are multiples of 512 bytes.
-            next => !self.resembles(end) || next.is_some_and(|next| (next - end) % EXTENT_HEADER != 0),
+            next => {
+                !(unread || self.resembles(end)) || next.is_some_and(|next| !(next - end).is_multiple_of(EXTENT_HEADER))
+            }
         };
         if let Some(last) = head.pieces.last() {
             self.last = Some((last.device, last.number));

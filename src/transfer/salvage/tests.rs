@@ -366,6 +366,41 @@ fn foreign_streams_are_saved_up_to_the_damage() {
     }
 }
 
+#[test]
+fn what_cannot_be_read_costs_no_more_than_itself() {
+    let good = archive(Compression::None);
+    let (header, len) = Header::read(&mut good.as_slice()).unwrap();
+    let all = extents(good);
+    let (at, head) = &all[1];
+    let in_data = at + EXTENT_HEADER + 3 * CLUSTER + 8192;
+    let in_header = *at;
+    let (device, start, end) = bytes_of(head);
+    let cluster = start + 3 * CLUSTER as u64;
+    let wanted = [
+        (in_data, (device, cluster, cluster + CLUSTER as u64), "the archive cannot be read: EIO", in_data - 8192),
+        (in_header, (device, start, end), "expected an extent, found [00, 00, 00, 00]", in_header),
+    ];
+    for (hole, bytes, reason, offset) in wanted {
+        let targets = [0, 1].map(|number: usize| Arc::new(MemTarget::new("t", disks()[number].len() as u64, false)));
+        let map: BTreeMap<u8, Arc<dyn Target>> =
+            targets.iter().zip(1..).map(|(t, id)| (id, Arc::clone(t) as Arc<dyn Target>)).collect();
+        let saver = Saver::new(&header, &map, Checker::new(&header), Book::new(false), Cancel::new(), "a");
+        let mut parser = Parser::new(saver, Some(UUID), true);
+        parser.skip(len);
+        parser.hole(hole as u64..hole as u64 + 512, "EIO");
+        let mut read = good.clone();
+        read[hole..hole + 512].fill(0);
+        for (number, part) in read.chunks(READ).enumerate() {
+            parser.feed(part, (number * READ) as u64).unwrap();
+        }
+        parser.end().unwrap();
+        let losses = parser.into_saver().finish().unwrap();
+        let saved = Saved { losses, targets, header: header.clone() };
+        saved.check();
+        assert_eq!(saved.lost(), [(bytes.0, bytes.1, bytes.2, reason, Some(offset as u64))]);
+    }
+}
+
 /// What the fuzz target `salvage` does, over the corpora of whatever it reads.
 #[test]
 fn fuzz_corpus() {

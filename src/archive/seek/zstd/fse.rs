@@ -215,16 +215,16 @@ fn read_counts(bytes: &[u8], max: usize, max_log: u32) -> Option<(Vec<i16>, u32,
         let count = value as i16 - 1;
         left -= i32::from(count.abs());
         counts.push(count);
-        while count == 0 {
+        // How many zeros follow, two bits at a time.
+        let mut more = count == 0;
+        while more {
             let repeat = peek(at, 2);
             at += 2;
             counts.extend(std::iter::repeat_n(0, repeat as usize));
             if counts.len() > max + 1 {
                 return None;
             }
-            if repeat < 3 {
-                break;
-            }
+            more = repeat == 3;
         }
     }
     let used = at.div_ceil(8);

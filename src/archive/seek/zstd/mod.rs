@@ -210,7 +210,7 @@ impl<'a> Unpack<'a> {
 }
 
 fn context() -> Result<DCtx<'static>, SeekError> {
-    let mut context = DCtx::try_create().ok_or_else(|| SeekError::Memory("a zstd decompressor"))?;
+    let mut context = DCtx::try_create().ok_or(SeekError::Memory("a zstd decompressor"))?;
     let set = context.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG));
     set.map_err(|_| SeekError::Memory("a zstd decompressor"))?;
     Ok(context)

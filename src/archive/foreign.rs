@@ -1,0 +1,163 @@
+//! Compressed archives without our index of frames: read once from start to end, then at any place. What that pass found is
+//! taken from the file beside the archive when there is a good one, and kept there when that is wanted.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::ArchiveCause;
+use super::seek::{Beside, Fingerprint, Method, Seekable, Sink, scan};
+use super::vma::{ClusterMap, Header, Scanner};
+use crate::archive::Bytes;
+use crate::host::{Cancel, Host, files};
+
+/// What our bytes in the file beside the archive begin with: a map of clusters follows, or nothing.
+const VMA: &[u8; 4] = b"vma\0";
+const TAR: &[u8; 4] = b"tar\0";
+
+/// What becomes of a compressed archive that has no index of frames, and nothing beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstPass {
+    /// It is not read; who wants a stream reads it once only.
+    Never,
+    /// It is read once, after which it can be read at any place.
+    Read,
+    /// The same, and what that found is kept beside it.
+    Keep,
+}
+
+/// A foreign archive that is being opened.
+pub(super) struct Foreign<'a> {
+    pub(super) host: &'a Host,
+    pub(super) path: &'a Path,
+    pub(super) file: File,
+    pub(super) method: Method,
+    pub(super) first: FirstPass,
+    pub(super) cancel: &'a Cancel,
+    /// Worth a line in the log.
+    pub(super) note: Option<String>,
+}
+
+impl Foreign<'_> {
+    /// The archive of a virtual machine: its header, the map of its clusters and its data.
+    pub(super) fn vma(&mut self) -> Result<(Header, ClusterMap, Seekable), ArchiveCause> {
+        if let Some((bytes, map)) = self.kept(VMA)? {
+            let header = Header::read(&mut Reading(&bytes, 0)).ok().map(|(header, _)| header);
+            let map = header.as_ref().and_then(|header| ClusterMap::decode(header, &map));
+            if let Some((header, map)) = header.zip(map) {
+                return Ok((header, map, bytes));
+            }
+            self.unusable(&"does not fit the archive");
+        }
+        let (mut scanner, mut wrong) = (Scanner::new(), None);
+        let mut sink = |data: &[u8]| {
+            scanner.feed(data).map_err(|e| {
+                wrong = Some(e);
+                io::ErrorKind::InvalidData.into()
+            })
+        };
+        let passed = self.pass(&mut sink);
+        if let Some(wrong) = wrong {
+            return Err(wrong.into());
+        }
+        let (beside, made_of) = passed?;
+        let (header, map) = scanner.finish()?;
+        let bytes = self.finish(beside, &made_of, VMA, || map.encode())?;
+        Ok((header, map, bytes))
+    }
+
+    /// The data of an archive of a container; none when it is to be read as a stream.
+    pub(super) fn tar(&mut self) -> Result<Option<Seekable>, ArchiveCause> {
+        if let Some((bytes, _)) = self.kept(TAR)? {
+            return Ok(Some(bytes));
+        }
+        if self.first == FirstPass::Never {
+            return Ok(None);
+        }
+        let (beside, made_of) = self.pass(&mut |_| Ok(()))?;
+        self.finish(beside, &made_of, TAR, Vec::new).map(Some)
+    }
+
+    /// What is kept beside the archive about one of this kind, and our bytes in it.
+    fn kept(&mut self, kind: &[u8; 4]) -> Result<Option<(Seekable, Vec<u8>)>, ArchiveCause> {
+        let beside = match Beside::load(self.path, &self.file) {
+            Ok(None) => return Ok(None),
+            Ok(Some(beside)) if beside.points.method() == self.method => beside,
+            Ok(Some(_)) => {
+                self.unusable(&"does not fit the archive");
+                return Ok(None);
+            }
+            Err(e) => {
+                self.unusable(&e);
+                return Ok(None);
+            }
+        };
+        let Some(ours) = beside.extra.strip_prefix(kind).map(<[u8]>::to_vec) else {
+            self.unusable(&"was made of another kind of archive");
+            return Ok(None);
+        };
+        self.note = beside.points.notes().first().cloned();
+        Ok(Some((self.seekable(beside)?, ours)))
+    }
+
+    fn unusable(&mut self, why: &dyn Display) {
+        let beside = Beside::path(self.path);
+        self.note = Some(format!("'{}' {why}; the archive is read without it", beside.display()));
+    }
+
+    fn pass(&mut self, sink: Sink<'_>) -> Result<(Beside, Fingerprint), ArchiveCause> {
+        if self.first == FirstPass::Never {
+            return Err(ArchiveCause::Open(io::ErrorKind::Unsupported.into()));
+        }
+        let made_of = Fingerprint::of(&self.file).map_err(ArchiveCause::Open)?;
+        let file = self.file.try_clone().map_err(ArchiveCause::Open)?;
+        let (points, done) = scan(self.host, &(Arc::new(file) as _), self.method, sink, self.cancel);
+        done?;
+        Ok((Beside { points, extra: Vec::new() }, made_of))
+    }
+
+    /// Keeps what a pass found, if that is wanted. That it cannot be kept is no reason not to read the archive.
+    fn finish(
+        &mut self,
+        mut beside: Beside,
+        made_of: &Fingerprint,
+        kind: &[u8; 4],
+        ours: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Seekable, ArchiveCause> {
+        let mut notes: Vec<_> = self.note.take().into_iter().chain(beside.points.notes().first().cloned()).collect();
+        if self.first == FirstPass::Keep {
+            beside.extra = [kind.as_slice(), &ours()].concat();
+            match beside.save(self.path, &self.file, made_of) {
+                Ok(true) => {}
+                Ok(false) => notes.push("the archive was changed while it was read; its index is not kept".into()),
+                Err(e) => {
+                    let path = Beside::path(self.path);
+                    notes.push(format!("'{}' cannot be written: {}", path.display(), files::reason(&e)));
+                }
+            }
+        }
+        self.note = (!notes.is_empty()).then(|| notes.join("; "));
+        self.seekable(beside)
+    }
+
+    fn seekable(&self, beside: Beside) -> Result<Seekable, ArchiveCause> {
+        let file = self.file.try_clone().map_err(ArchiveCause::Open)?;
+        Ok(Seekable::new(self.host, Arc::new(file), beside.points, self.cancel))
+    }
+}
+
+/// Reads the data in order from an offset on.
+pub(super) struct Reading<B>(pub(super) B, pub(super) u64);
+
+impl<B: Deref<Target = Seekable>> io::Read for Reading<B> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.0.len().saturating_sub(self.1)).unwrap_or(usize::MAX);
+        let count = buf.len().min(left);
+        self.0.read_at(&mut buf[..count], self.1)?;
+        self.1 += count as u64;
+        Ok(count)
+    }
+}
