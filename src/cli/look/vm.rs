@@ -33,6 +33,9 @@ pub(super) struct Vm {
     notes: RefCell<Vec<String>>,
 }
 
+/// Takes a file below a directory, and what is known of it or why nothing is.
+type Each<'a> = dyn FnMut(&Way, Node, Result<Metadata, FsError>) -> Result<(), Failed> + 'a;
+
 /// What a path leads to.
 enum Found {
     Bytes(Vec<u8>),
@@ -156,13 +159,7 @@ impl Vm {
     }
 
     /// Calls `each` with everything below a directory, directories before what they hold, and with what cannot be read.
-    fn walk(
-        &self,
-        fs: &dyn FileSystem,
-        top: Node,
-        recursive: bool,
-        each: &mut dyn FnMut(&Way, Node, Result<Metadata, FsError>) -> Result<(), Failed>,
-    ) -> Result<(), Failed> {
+    fn walk(&self, fs: &dyn FileSystem, top: Node, recursive: bool, each: &mut Each<'_>) -> Result<(), Failed> {
         let (mut ahead, mut seen) = (vec![(Way::new(), top)], HashSet::from([top]));
         while let Some((way, node)) = ahead.pop() {
             let mut entries = match fs.read_dir(node) {

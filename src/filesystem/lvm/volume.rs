@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use crate::image::{Extent, Image, ImageError};
 
+/// Takes the place of a piece, a stripe and an offset in its image, and the range of the volume that lies there.
+type EachPiece<'a> = dyn FnMut(&Stripe, u64, Range<u64>) -> Result<(), ImageError> + 'a;
+
 /// Where a stripe of a segment begins.
 pub(super) struct Stripe {
     pub image: Arc<dyn Image>,
@@ -37,7 +40,9 @@ impl Volume {
         for segment in &segments {
             let count = segment.stripes.len() as u64;
             let each = segment.len / count.max(1);
-            if segment.start != size || segment.len % count.max(1) != 0 || each % segment.width.min(each.max(1)) != 0 {
+            let is_even =
+                segment.len.is_multiple_of(count.max(1)) && each.is_multiple_of(segment.width.min(each.max(1)));
+            if segment.start != size || !is_even {
                 return Err(strange());
             }
             for stripe in &segment.stripes {
@@ -62,11 +67,7 @@ impl Volume {
     }
 
     /// Calls `each` for all pieces of a range.
-    fn walk(
-        &self,
-        range: Range<u64>,
-        each: &mut dyn FnMut(&Stripe, u64, Range<u64>) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
+    fn walk(&self, range: Range<u64>, each: &mut EachPiece<'_>) -> Result<(), ImageError> {
         let mut at = range.start;
         while at < range.end
             && let Some((stripe, offset, len)) = self.place(at)
