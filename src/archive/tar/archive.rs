@@ -26,9 +26,6 @@ use crate::host::{Cancel, Host};
 /// Bytes read at once when an archive is gone through.
 const PIECE: usize = 1 << 20;
 
-/// A compressed file, and how it is compressed.
-type Seek = (Arc<dyn Packed>, seek::Method);
-
 /// Takes the normal name, kind, size and offset of a member.
 type EachEntry<'a> = dyn FnMut(&[u8], u8, u64, u64) + 'a;
 
