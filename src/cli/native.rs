@@ -67,7 +67,8 @@ enum Verb {
     /// Read archives of other programs once, and keep beside them what it takes to read them at any place
     ///
     /// Writes '<archive>.idx' for .zst, .gz and .lzo files that vzkeep did not make: with it, 'map', 'mount' and 'cat' begin at
-    /// once. It is used only while the archive is what it was, and may be removed at any time.
+    /// once. It is used only while the archive is what it was, and may be removed at any time. Retention removes it with the archive;
+    /// Proxmox's own tools leave it.
     Index(super::index::Index),
     Mount(super::mount::Mount),
     /// Restore a virtual machine that runs within seconds, while its data is copied behind it
