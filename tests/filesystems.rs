@@ -197,7 +197,7 @@ fn mounted(
 fn same_as_windows(found: &Metadata, wanted: &fs::Metadata) -> bool {
     let is_file = found.kind == FileKind::File;
     // FAT counts two seconds at a time, and its top directory has no time.
-    (!is_file || found.size == wanted.len()) && (!is_file || (found.modified.0 - wanted.mtime()).abs() < 3)
+    !is_file || found.size == wanted.len() && (found.modified.0 - wanted.mtime()).abs() < 3
 }
 
 /// Files that FAT and NTFS can hold: names of all kinds, and content in pieces.
