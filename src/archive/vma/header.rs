@@ -135,7 +135,7 @@ impl Header {
         if let Ok((header, len)) = sound {
             return Ok((header, len, true));
         }
-        if head.len() == size {
+        if size >= BLOBS && head.len() == size {
             head[MD5_AT..MD5_AT + 16].fill(0);
             let sum: [u8; 16] = Md5::digest(&head).into();
             head[MD5_AT..MD5_AT + 16].copy_from_slice(&sum);
