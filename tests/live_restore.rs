@@ -149,8 +149,11 @@ fn the_guest_writes_while_it_is_restored_and_loses_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A node, an archive and the disks in it.
+type Small = (Node, PathBuf, [Vec<u8>; 2]);
+
 /// A node with a guest 100 that has two disks full of noise, and its archive, packed or (`0`) not. No system is in it: it runs, and that is all.
-fn small(test: &str, compress: &str) -> Result<Option<(Node, PathBuf, [Vec<u8>; 2])>> {
+fn small(test: &str, compress: &str) -> Result<Option<Small>> {
     if !lab::programs::require_guest(test) {
         return Ok(None);
     }
