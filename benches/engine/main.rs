@@ -6,7 +6,7 @@
 //! for data of the full size, to `docs/BENCHMARKS.md`. Needs about 12 GiB in `TMPDIR`; see `scripts/bench`.
 //!
 //!     VZKEEP_BENCH_MIB=256 make bench      a quick look: less data, three rounds
-//!     scripts/bench stopped restore        only these works: stopped plain running restore memory start container
+//!     scripts/bench stopped restore        only these works: stopped plain running restore memory start container open
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first surprise")]
 
@@ -15,6 +15,7 @@ mod data;
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
 mod measure;
+mod open;
 mod scene;
 mod table;
 mod works;

@@ -3,6 +3,7 @@
 use crate::container::Container;
 use crate::lab::programs;
 use crate::measure::{Runs, interleaved, median, peak_memory};
+use crate::open::{Archive, one_file};
 use crate::scene::{FIVE, GUEST, SPARSE, Scene};
 use crate::table::{Row, render, surroundings};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -29,13 +30,14 @@ pub fn run(names: &[String]) {
     for program in ["zstd", "cp", "qemu-system-x86_64", "lzop"] {
         assert!(programs::find(program).is_some(), "{program} is missing: run `make setup`");
     }
-    let works: [(&str, Work); 7] = [
+    let works: [(&str, Work); 8] = [
         ("start", start),
         ("stopped", stopped),
         ("plain", plain),
         ("restore", restore),
         ("memory", memory),
         ("container", container),
+        ("open", open),
         ("running", running),
     ];
     for name in names {
@@ -168,6 +170,21 @@ fn start(bench: &mut Bench) {
         unit: "s",
         at_most: Some(0.3),
     });
+}
+
+/// Archives that are looked into.
+fn open(bench: &mut Bench) {
+    let scene = &bench.scene;
+    scene.reset(&scene.raw);
+    crate::measure::once(scene.vzdump(GUEST, &ZSTD2));
+    let path = scene.keep_archive(GUEST);
+    let archive = Archive::new(&path);
+    bench.rows.extend(archive.whole(bench.rounds));
+    bench.rows.extend(archive.mapped(bench.rounds));
+    bench.rows.push(archive.memory());
+    drop(archive);
+    std::fs::remove_file(path).unwrap();
+    bench.rows.push(one_file(bench.mib, bench.rounds));
 }
 
 /// The tree has half as much data as the disk.
