@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -148,6 +149,25 @@ fn damage_is_found_recorded_and_told() {
     assert!(guest.status.code() == Some(1) && text(&guest).contains("DAMAGED; checked every byte"), "{}", text(&guest));
     let none = node.run(&["verify", "999"]);
     assert_eq!((none.status.code(), text(&none).as_str()), (Some(255), "there is no archive of guest 999\n"));
+    // What cannot be judged is not damaged, and not written down: somebody ends lzop, or us.
+    let lzo = node.archive("other", "vzdump-qemu-102-2026_11_22-11_00_00.vma.lzo", Compression::Lzo);
+    let bin = node.path("bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::write(bin.join("lzop"), "#!/bin/sh\nkill -9 $$\n").unwrap();
+    fs::set_permissions(bin.join("lzop"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vzkeep"));
+    let killed = command.args(["verify", "--record"]).arg(&lzo).env("PATH", &bin).env_remove(Host::ROOT_VAR).output();
+    let killed = killed.unwrap();
+    assert_eq!(killed.status.code(), Some(255), "{}", text(&killed));
+    assert_eq!(text(&killed).matches("signal: 9").count(), 1, "{}", text(&killed));
+    fs::write(bin.join("lzop"), "#!/bin/sh\nkill $PPID\nexec sleep 600\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vzkeep"));
+    let path = std::env::join_paths([bin.clone(), "/usr/bin".into(), "/bin".into()]).unwrap();
+    let ended = command.args(["verify", "--record"]).arg(&lzo).env("PATH", path).env_remove(Host::ROOT_VAR).output();
+    let ended = ended.unwrap();
+    assert_eq!(ended.status.code(), Some(255), "{}", text(&ended));
+    let of_lzo = node.json(&["list", "--json", "--vmid", "102"]);
+    assert_eq!(of_lzo[0]["verified"], Value::Null, "{of_lzo}");
     // Nothing but the verdicts was left beside the archives.
     let names: Vec<_> = fs::read_dir(node.path("/mnt/bk/dump")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");

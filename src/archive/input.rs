@@ -1,5 +1,6 @@
 //! Byte streams that can be given up: a file descriptor that is polled, and a stock program that decompresses.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -91,9 +92,8 @@ impl Decompressor {
         let mut command = host.command(program);
         // Its own process group: a Ctrl-C is ours to handle, and the child ends with its pipes.
         command.args(["-d", "-c"]).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot start {program}, which this archive needs: {e}")))?;
+        let unable = |e| io::Error::other(Unable(format!("cannot start {program}, which this archive needs: {e}")));
+        let mut child = command.spawn().map_err(unable)?;
         let output =
             child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("a child without output"))?;
         let output = PolledRead::new(File::from(output), vec![cancel.clone(), stop.clone()]);
@@ -127,7 +127,24 @@ pub(crate) fn verdict(program: &str, child: &mut Child, status: ExitStatus) -> i
     if let Some(stderr) = &mut child.stderr {
         stderr.take(4096).read_to_string(&mut said)?;
     }
-    Err(io::Error::other(format!("{program} failed ({status}): {}", said.trim())))
+    let what = format!("{program} failed ({status}): {}", said.trim());
+    // Whoever is killed has not said anything about the data.
+    Err(if status.code().is_none() { io::Error::other(Unable(what)) } else { io::Error::other(what) })
+}
+
+/// A program could not do its work, whatever the data is like.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unable(String);
+
+/// Whether an error says something about the data, and not about the machine: the system did not refuse anything, and no program
+/// was missing or killed.
+pub(crate) fn is_of_the_data(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        let inner = error.get_ref().map(|inner| is_of_the_data(inner));
+        return error.raw_os_error().is_none() && inner.unwrap_or(true);
+    }
+    !error.is::<Unable>() && error.source().is_none_or(is_of_the_data)
 }
 
 /// As [`io::copy`], but reads in pieces worth a system call.

@@ -23,7 +23,7 @@ pub use disks::VmaArchive;
 pub use foreign::FirstPass;
 pub use holds::{Holds, holds};
 pub(crate) use input::Packed;
-pub(crate) use input::{PolledRead, verdict};
+pub(crate) use input::{PolledRead, is_of_the_data, verdict};
 pub(crate) use packed::Method;
 pub use source::{ArchiveCause, ArchiveError, Source};
 pub(crate) use source::{FOREIGN_INDEX, Indexed, Input, recognise};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::look::find;
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::seek::Beside;
 use crate::archive::tar::TarArchive;
 use crate::archive::{FirstPass, Holds, VmaArchive, holds};
@@ -31,7 +31,7 @@ pub(super) fn run(given: &Index) -> ExitCode {
         match signals.as_ref().map_err(|e| anyhow::anyhow!("{e:#}")).and_then(|()| index(&host, archive, &cancel)) {
             Ok(done) => say(&done),
             Err(e) => {
-                complain(&format!("{e:#}\n"));
+                complain(&format!("{}\n", sentence(&e)));
                 code = ExitCode::from(FAILED);
             }
         }

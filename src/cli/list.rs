@@ -8,8 +8,8 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::shelf::{Found, Shelf, shelves};
-use super::{FAILED, complain, say};
+use super::shelf::{Found, IndexAt, Shelf, shelves};
+use super::{FAILED, complain, say, sentence};
 use crate::host::Host;
 use crate::schema::Vmid;
 use crate::schema::size::human;
@@ -40,7 +40,7 @@ pub fn run(args: &List) -> ExitCode {
             if troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Err(error) => {
-            complain(&format!("{error:#}\n"));
+            complain(&format!("{}\n", sentence(&error)));
             ExitCode::from(FAILED)
         }
     }
@@ -52,7 +52,7 @@ fn list(host: &Host, args: &List) -> Result<(String, Vec<String>)> {
     for shelf in &shelves {
         match shelf.archives(host) {
             Ok(found) => all.extend(found.into_iter().map(|found| (shelf, found))),
-            Err(error) => troubles.push(format!("{error:#}")),
+            Err(error) => troubles.push(sentence(&error)),
         }
     }
     all.retain(|(_, found)| args.vmid.is_none() || found.entry.archive.vmid() == args.vmid);
@@ -77,7 +77,7 @@ fn as_json(shelf: &Shelf, found: &Found) -> Value {
         "size": found.meta.len(),
         "format": archive.format,
         "compression": archive.compression,
-        "indexed": found.is_indexed(),
+        "index": found.index().map(|at| if at == IndexAt::End { "end" } else { "beside" }),
         "protected": found.entry.protected,
         "notes": found.notes,
         "verified": found.verdict.as_ref().map(|verdict| json!({
@@ -97,8 +97,10 @@ fn row(host: &Host, found: &Found) -> [String; 7] {
         format += ".";
         format += compression;
     }
-    if found.is_indexed() {
-        format += ", indexed";
+    match found.index() {
+        Some(IndexAt::End) => format += ", indexed",
+        Some(IndexAt::Beside) => format += ", index beside",
+        None => {}
     }
     let mut state = Vec::new();
     if found.entry.protected {

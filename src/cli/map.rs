@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::look::find;
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::{Holds, VmaArchive, holds};
 use crate::host::{Cancel, Host};
 use crate::image::{Image, OverlayImage, open_image};
@@ -43,7 +43,7 @@ pub fn run(args: &Map) -> ExitCode {
     match map(&Host::from_env(), args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("{error:#}\n"));
+            complain(&format!("{}\n", sentence(&error)));
             ExitCode::from(FAILED)
         }
     }

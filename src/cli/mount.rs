@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{FAILED, complain};
+use super::{FAILED, complain, sentence};
 use crate::host::{Cancel, Host};
 use crate::job::syslog::{Level, Syslog};
 use crate::mount::{self, Mounted, Options, Place, Say};
@@ -59,7 +59,7 @@ pub fn run(args: &Mount) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            complain(&format!("{error:#}\n"));
+            complain(&format!("{}\n", sentence(&error)));
             ExitCode::from(FAILED)
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::sentence;
 use crate::archive::frame::{Container, Index};
 use crate::host::Host;
 use crate::storage::{Entry, Verdict, Volumes, entries, verdicts};
@@ -34,18 +35,32 @@ pub(super) struct Found {
     pub verdict: Option<Verdict>,
 }
 
+/// Where an archive has its index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IndexAt {
+    /// At its end: vzkeep made it.
+    End,
+    /// In a file of its own, made by `vzkeep index`; whether it is still good shows when it is used.
+    Beside,
+}
+
 impl Found {
-    /// Whether it ends with an index of its frames.
-    pub(super) fn is_indexed(&self) -> bool {
+    /// Where it has an index: at its end, or beside it.
+    pub(super) fn index(&self) -> Option<IndexAt> {
         let container = match self.entry.archive.compression {
-            Some("zst") => Container::Zstd,
-            Some("gz") => Container::Gzip,
-            _ => return false,
+            Some("zst") => Some(Container::Zstd),
+            Some("gz") => Some(Container::Gzip),
+            _ => None,
         };
-        let announced = File::open(&self.path).and_then(|file| {
+        let announced = |container| {
+            let file = File::open(&self.path)?;
             Index::announced(container, self.meta.len(), &mut |buf, offset| file.read_exact_at(buf, offset))
-        });
-        announced.unwrap_or_default()
+        };
+        if container.is_some_and(|container| announced(container).unwrap_or_default()) {
+            return Some(IndexAt::End);
+        }
+        let beside = self.path.with_file_name(format!("{}.idx", self.entry.archive.file));
+        beside.is_file().then_some(IndexAt::Beside)
     }
 }
 
@@ -70,7 +85,7 @@ pub(super) fn shelves(host: &Host, storage: Option<&str>, dir: Option<&Path>) ->
         if here && storage.dump_dir().is_some() && storage.check_backup_content().is_ok() {
             match of_storage(host, &volumes, &storage.id) {
                 Ok(shelf) => shelves.push(shelf),
-                Err(error) => troubles.push(format!("{error:#}")),
+                Err(error) => troubles.push(sentence(&error)),
             }
         }
     }

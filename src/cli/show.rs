@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::look::find;
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::archive::tar::{TarArchive, TarSource};
 use crate::archive::{Holds, VmaArchive, holds};
 use crate::host::{Cancel, Host};
@@ -65,7 +65,7 @@ pub fn run(args: &Show) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            complain(&format!("{error:#}\n"));
+            complain(&format!("{}\n", sentence(&error)));
             ExitCode::from(FAILED)
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::look::find;
 use super::shelf::shelves;
-use super::{FAILED, complain, say};
+use super::{FAILED, complain, say, sentence};
 use crate::host::{Cancel, Host};
 use crate::schema::Vmid;
 use crate::schema::size::{human, rate};
@@ -83,7 +83,7 @@ pub fn run(args: &Verify) -> ExitCode {
             }
         }
         Err(error) => {
-            complain(&format!("{error:#}\n"));
+            complain(&format!("{}\n", sentence(&error)));
             ExitCode::from(FAILED)
         }
     }
@@ -109,7 +109,7 @@ fn all(host: &Host, args: &Verify, cancel: &Cancel) -> Result<Tally> {
             // What was verified before that is written down.
             Err(error) if matches!(error.downcast_ref(), Some(TransferError::Cancelled)) => return Err(error),
             Err(error) => {
-                complain(&format!("{}: {error:#}\n", candidate.name));
+                complain(&format!("{}: {}\n", candidate.name, sentence(&error)));
                 tally.troubles += 1;
             }
         }
@@ -138,7 +138,7 @@ fn candidates(host: &Host, args: &Verify) -> Result<(Vec<Candidate>, Vec<String>
                 let wanted = found.into_iter().filter(|f| guest.is_none() || f.entry.archive.vmid() == guest);
                 candidates.extend(wanted.map(|found| Candidate { name: found.name, path: found.path }));
             }
-            Err(error) => troubles.push(format!("{error:#}")),
+            Err(error) => troubles.push(sentence(&error)),
         }
     }
     if let Some(guest) = guest.filter(|_| candidates.is_empty() && troubles.is_empty()) {

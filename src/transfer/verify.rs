@@ -22,7 +22,7 @@ use super::{TransferError, restore, unpack_tar};
 use crate::archive::frame::{Frame, Unpacker};
 use crate::archive::tar::{Rules, TarInput, TarSource, Vetting};
 use crate::archive::vma::{BLOCK, CLUSTER, Checker, Damage, ExtentHead, Header, VmaError};
-use crate::archive::{ArchiveCause, ArchiveError, Holds, Indexed, Input, Source, holds};
+use crate::archive::{ArchiveCause, ArchiveError, Holds, Indexed, Input, Source, holds, is_of_the_data};
 use crate::host::{Cancel, Host};
 
 /// Threads that decompress frames side by side, at most.
@@ -108,7 +108,9 @@ pub fn verify(
         Holds::Vm => of_vm(Source::open(host, path, cancel)?, checked, bwlimit, progress, cancel),
         Holds::Container => of_container(host, path, checked, bwlimit, progress, cancel),
     });
-    judged.or_else(|error| Ok(good(checked, 0, None).with(damage_in(error)?))).map(with_index)
+    let judged = judged.or_else(|error| Ok(good(checked, 0, None).with(damage_in(error)?)));
+    // An end that was wished for says nothing about the archive.
+    if cancel.is_set() { Err(TransferError::Cancelled) } else { judged.map(with_index) }
 }
 
 fn good(checked: Checked, data: u64, note: Option<String>) -> Verified {
@@ -125,12 +127,7 @@ impl Verified {
 /// What is wrong with an archive that could not be read to its end; anything else stays an error.
 fn damage_in(error: TransferError) -> Result<String, TransferError> {
     match error {
-        TransferError::Archive(ArchiveError { archive, cause }) => match cause {
-            ArchiveCause::Open(e) if e.raw_os_error().is_some() || e.kind() == io::ErrorKind::NotFound => {
-                Err(ArchiveError { archive, cause: ArchiveCause::Open(e) }.into())
-            }
-            cause => Ok(cause.to_string()),
-        },
+        TransferError::Archive(ArchiveError { cause, .. }) if is_of_the_data(&cause) => Ok(cause.to_string()),
         error => Err(error),
     }
 }
@@ -158,7 +155,7 @@ fn of_vm(
 ) -> Result<Verified, TransferError> {
     let note = source.note().map(str::to_owned);
     if let Input::Indexed(indexed) = &source.input {
-        let judge = Frames { indexed, header: Some(&source.header), bwlimit };
+        let judge = Frames { name: &source.name, indexed, header: Some(&source.header), bwlimit };
         return judge.all(progress, cancel);
     }
     let mut done = 0;
@@ -219,7 +216,7 @@ fn of_container(
     }
     let source = TarSource::open(host, path, cancel)?;
     let TarInput::Indexed(indexed) = &source.input else { return Ok(good(checked, done, note)) };
-    let judge = Frames { indexed, header: None, bwlimit };
+    let judge = Frames { name: source.name(), indexed, header: None, bwlimit };
     let mut verified = match tables_only {
         true => judge.tables(cancel)?,
         false => judge.all(&mut |_| {}, cancel)?,
@@ -233,6 +230,8 @@ fn of_container(
 
 /// An archive in frames that are judged one by one.
 struct Frames<'a> {
+    /// The archive's path.
+    name: &'a str,
     indexed: &'a Indexed,
     /// Of a VMA; none of tar data.
     header: Option<&'a Header>,
@@ -311,7 +310,8 @@ impl Frames<'_> {
         match intact.map_err(|source| ArchiveCause::Frame { frame: end.number, offset: end.offset, source }) {
             Ok(true) => {}
             Ok(false) => verified.damage.push(format!("the index at byte {} of the file is damaged", end.offset)),
-            Err(cause) => verified.damage.push(cause.to_string()),
+            Err(cause) if is_of_the_data(&cause) => verified.damage.push(cause.to_string()),
+            Err(cause) => return Err(ArchiveError { archive: self.name.to_owned(), cause }.into()),
         }
         progress(&VerifyProgress { done: total, total: Some(total) });
         Ok(verified)
@@ -355,6 +355,9 @@ impl Frames<'_> {
                 _ => Ok(()),
             });
             if let Err(cause) = judged {
+                if !is_of_the_data(&cause) {
+                    return Err(ArchiveError { archive: self.name.to_owned(), cause }.into());
+                }
                 let mut found = lock(found);
                 if found.damage.len() < MAX_NAMED {
                     found.damage.insert(at.offset, format!("{}{cause}", self.range_of(frame)));

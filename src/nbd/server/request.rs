@@ -72,7 +72,7 @@ impl Request {
 
     /// The bytes concerned; only after [`Self::check`].
     pub fn range(&self) -> Range<u64> {
-        self.offset..self.offset + u64::from(self.len)
+        self.offset..self.offset.saturating_add(u64::from(self.len))
     }
 
     /// The command, if this request may be carried out.
