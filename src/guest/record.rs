@@ -92,11 +92,16 @@ impl Held {
             text += &serde_json::to_string(line).map_err(|e| self.err("write", e.into()))?;
             text.push('\n');
         }
-        file.write_all(text.as_bytes()).map_err(|e| self.err("write", e))?;
-        if durable {
-            file.sync_data().map_err(|e| self.err("sync", e))?;
+        let before = file.metadata().map_err(|e| self.err("look at", e))?.len();
+        let mut appended = file.write_all(text.as_bytes()).map_err(|e| self.err("write", e));
+        if durable && appended.is_ok() {
+            appended = file.sync_data().map_err(|e| self.err("sync", e));
         }
-        Ok(())
+        if appended.is_err() {
+            // What is appended later, or once more, must not continue a torn line.
+            let _ = file.set_len(before);
+        }
+        appended
     }
 }
 
@@ -171,12 +176,15 @@ impl Record {
         self.held.append(&mut self.file, Line::Done(intent.clone()), intent.outlives_boot())
     }
 
-    /// As [`Record::done`] for all of `intents` at once: a kill finds either none of them undone or all.
+    /// Notes by one write that `done` need no recovery any more, and `after` do from then on; `before` already earlier. Should
+    /// a power failure tear that, the record ends somewhere in this order.
     ///
     /// # Errors
-    /// As [`Record::note`].
-    pub fn all_done<'a>(&mut self, intents: impl Iterator<Item = &'a Intent>) -> Result<(), RecordError> {
-        let lines: Vec<Line> = intents.cloned().map(Line::Done).collect();
+    /// As [`Record::note`]; then nothing of it is noted.
+    pub fn exchange(&mut self, before: &Intent, done: &[&Intent], after: &[Intent]) -> Result<(), RecordError> {
+        let mut lines = vec![Line::Intent(before.clone())];
+        lines.extend(done.iter().map(|intent| Line::Done((*intent).clone())));
+        lines.extend(after.iter().cloned().map(Line::Intent));
         self.held.append_all(&mut self.file, &lines, true)
     }
 

@@ -16,6 +16,9 @@ use crate::host::Cancel;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How much a mirror reads ahead. What the guest waits for queues behind that, so it is little.
 const AHEAD: u64 = 2 << 20;
+/// How long an answer may take when all data has arrived: as long as it takes. QEMU says nothing while it drains onto slow
+/// storage, and nothing may be sent twice: at a second `job-complete` with `replaces` it aborts.
+const AT_LAST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How a disk gets to its volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,7 +178,7 @@ impl Moving {
     /// When a job failed, or QEMU or the guest did.
     pub fn progress(&mut self) -> Result<Progress, MoveError> {
         let mut qmp = self.connect()?;
-        let jobs = self.jobs(&mut qmp, false)?;
+        let jobs = self.states(&qmp.execute("query-jobs", json!({}))?, false)?;
         // What a job cannot read the guest may not have needed yet, and the other way round.
         if qmp.execute("query-status", json!({}))?["status"] == "io-error" {
             return Err(MoveError::StandsStill);
@@ -197,9 +200,9 @@ impl Moving {
         Ok(Progress { done, total, ready: under_way == 0 })
     }
 
-    /// The states of our jobs, in the order of the disks. None is over before it was completed, unless somebody else ended it.
-    fn jobs(&self, qmp: &mut Qmp, completed: bool) -> Result<Vec<Value>, MoveError> {
-        let known = qmp.execute("query-jobs", json!({}))?;
+    /// The states of our jobs among all that are `known`, in the order of the disks. None is over before it was completed,
+    /// unless somebody else ended it.
+    fn states(&self, known: &Value, completed: bool) -> Result<Vec<Value>, MoveError> {
         let mut states = Vec::new();
         for job in &self.moves {
             let found = known.as_array().into_iter().flatten().find(|state| state["id"] == job.job().as_str());
@@ -225,21 +228,23 @@ impl Moving {
         }
     }
 
-    /// Completes all of them: from here on the guest works on its volumes alone. Only when they are ready.
+    /// Completes all of them: from here on the guest works on its volumes alone. Only when they are ready. However long QEMU
+    /// takes, it is waited for until the wish to stop comes.
     ///
     /// # Errors
     /// When a job failed in the end.
     pub fn complete(&mut self) -> Result<(), MoveError> {
         let mut qmp = self.connect_at_last()?;
+        let mut ask = |command: &str, arguments: Value| qmp.execute_unless(command, arguments, AT_LAST, &self.cancel);
         for job in &self.moves {
             let command = match job.way {
                 Way::Stream => "job-finalize",
                 Way::Mirror { .. } => "job-complete",
             };
-            qmp.execute(command, json!({ "id": job.job() }))?;
+            ask(command, json!({ "id": job.job() }))?;
         }
         loop {
-            let states = self.jobs(&mut qmp, true)?;
+            let states = self.states(&ask("query-jobs", json!({}))?, true)?;
             if states.iter().all(|state| state["status"] == "concluded") {
                 break;
             }
@@ -249,11 +254,8 @@ impl Moving {
             std::thread::sleep(Duration::from_millis(20));
         }
         for job in &self.moves {
-            match qmp.execute("job-dismiss", json!({ "id": job.job() })) {
-                // It is gone, or of no harm.
-                Err(e) if !e.is_refusal() => return Err(e.into()),
-                _ => {}
-            }
+            // The guest is on its volumes: a job that stays in the list is of no harm.
+            let _ = ask("job-dismiss", json!({ "id": job.job() }));
         }
         Ok(())
     }

@@ -4,4 +4,5 @@ mod agent;
 mod faults;
 mod lab;
 mod monitor;
+mod moving;
 mod session;

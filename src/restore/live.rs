@@ -78,7 +78,7 @@ pub fn execute_live(
     let (needed, behind): (Vec<DiskPlan>, Vec<DiskPlan>) =
         plan.disks.iter().cloned().partition(|disk| before::is_needed_before(&disk.key));
     for disk in &needed {
-        restore_before(disk, &volids[&disk.key], &*images[&disk.key], tools)?;
+        restore_before(disk, &volids[&disk.key], &images[&disk.key], tools)?;
     }
 
     let dir = work_dir(host, vmid, record)?;
@@ -111,7 +111,8 @@ pub fn execute_live(
             "WARN: VM {vmid}: what was restored may not be on disk yet, should the node lose power now: {e}"
         ));
     }
-    Seat::arrived(&live, rules.as_ref(), record)?;
+    let replaced = &plan.replaced;
+    insist(vmid, tools.cancel, tools.line, &mut || Seat::arrived(&live, rules.as_ref(), replaced, record))?;
     let restored = Restored { config: None, replaced: &plan.replaced };
     let left = seat(plan).commit(restored, record, host, tools.actions, tools.line).unwrap_or_else(|e| {
         // Whoever undoes what is in the record goes on with that.
@@ -160,6 +161,33 @@ fn follow(moving: &mut Moving, begun: Instant, failure: &Failure, tools: &mut To
             stop_if_asked(tools.cancel)?;
         }
         pause = (pause * 2).min(LOOKS.1);
+    }
+}
+
+/// Has the arrival of a guest noted, however long that cannot be done: /var/lib may be full. Without the note it would be removed.
+///
+/// # Errors
+/// Why it cannot be noted, when the wish to stop comes.
+fn insist(
+    vmid: u32,
+    cancel: &Cancel,
+    line: &mut dyn FnMut(&str),
+    note: &mut dyn FnMut() -> Result<(), ExecuteError>,
+) -> Result<(), ExecuteError> {
+    let mut said = false;
+    loop {
+        match note() {
+            Err(e) if !cancel.is_set() => {
+                if !said {
+                    line(&format!(
+                        "WARN: VM {vmid} is complete and runs, but that cannot be noted; trying again until it can, for an interrupted restore is undone: {e}"
+                    ));
+                }
+                said = true;
+                std::thread::sleep(LOOKS.1);
+            }
+            other => return other,
+        }
     }
 }
 
@@ -223,7 +251,12 @@ fn images(
     Ok(images)
 }
 
-fn restore_before(disk: &DiskPlan, volid: &str, image: &dyn Image, tools: &mut Tools<'_>) -> Result<(), ExecuteError> {
+fn restore_before(
+    disk: &DiskPlan,
+    volid: &str,
+    image: &Arc<dyn Image>,
+    tools: &mut Tools<'_>,
+) -> Result<(), ExecuteError> {
     let DiskPlan { device, format, starts_zeroed, .. } = disk;
     let path = tools.volumes.path(volid).map_err(step)?;
     (tools.line)(&format!("restoring '{}' to '{volid}' before the start", device.name));
@@ -267,4 +300,26 @@ fn start(host: &Host, vmid: u32, dir: &Path, socket: &Path, disks: &[DiskPlan]) 
         })
     });
     moves.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arrival_is_noted_sooner_or_later_unless_told_to_stop() {
+        let cancel = Cancel::new();
+        let (mut lines, mut tries) = (Vec::new(), 0);
+        let full = || step("no space");
+        let noted = insist(100, &cancel, &mut |line| lines.push(line.to_owned()), &mut || {
+            tries += 1;
+            if tries < 3 { Err(full()) } else { Ok(()) }
+        });
+        assert!(noted.is_ok() && tries == 3 && lines.len() == 1, "{lines:?}");
+        assert!(lines[0].starts_with("WARN: VM 100 is complete and runs") && lines[0].ends_with("no space"));
+        // Once it is tried also by one who was told to stop.
+        cancel.set();
+        assert!(insist(100, &cancel, &mut |_| {}, &mut || Ok(())).is_ok());
+        assert!(insist(100, &cancel, &mut |_| {}, &mut || Err(full())).is_err());
+    }
 }

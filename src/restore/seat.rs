@@ -82,13 +82,15 @@ impl Seat {
         actions: &dyn GuestActions,
         line: &mut dyn FnMut(&str),
     ) -> Result<Vec<String>, ExecuteError> {
-        // Noted while the old config still names them, and so still safe from recovery.
-        for volid in restored.replaced {
-            record.note(&Intent::Volume { volid: volid.clone(), in_qemu: false })?;
-        }
         match restored.config {
-            Some(config) => self.replace_locked(host, config)?,
-            // Somebody may have removed the lock: that is all there was to do.
+            Some(config) => {
+                // Noted while the old config still names them, and so still safe from recovery.
+                for volid in restored.replaced {
+                    record.note(&replaced(volid))?;
+                }
+                self.replace_locked(host, config)?;
+            }
+            // They are noted since the guest arrived. Somebody may have removed the lock: that is all there was to do.
             None => drop(conffile::remove_lock(host, self.vmid, LOCK).map_err(|source| self.config_error(source))?),
         }
         // From here on the restore has happened; what fails now is reported and left to the record.
@@ -153,13 +155,21 @@ impl Seat {
         Ok(live)
     }
 
-    /// From now on the guest that was put in its place is complete: it stays whatever happens, and only our lock has to go.
+    /// From now on the guest that was put in its place is complete: it stays whatever happens, and only our lock and the
+    /// volumes of the old guest have to go.
     ///
     /// # Errors
-    /// When that cannot be noted.
-    pub(super) fn arrived(live: &Intent, rules: Option<&Intent>, record: &mut Record) -> Result<(), ExecuteError> {
-        record.note(&Intent::ConfigLock { lock: LOCK.into() })?;
-        Ok(record.all_done(rules.into_iter().chain([live]))?)
+    /// When that cannot be noted; it may be tried again.
+    pub(super) fn arrived(
+        live: &Intent,
+        rules: Option<&Intent>,
+        volids: &[String],
+        record: &mut Record,
+    ) -> Result<(), ExecuteError> {
+        let done: Vec<&Intent> = rules.into_iter().chain([live]).collect();
+        // Not before: until then the old guest may have to be put back, or somebody may have removed what would name them.
+        let volumes: Vec<Intent> = volids.iter().map(|volid| replaced(volid)).collect();
+        Ok(record.exchange(&Intent::ConfigLock { lock: LOCK.into() }, &done, &volumes)?)
     }
 
     /// Replaces the config, in which our lock has to be.
@@ -174,6 +184,11 @@ impl Seat {
     fn config_error(self, source: io::Error) -> ExecuteError {
         ExecuteError::Config { kind: self.kind, vmid: self.vmid, source }
     }
+}
+
+/// The note of a volume of the old guest that goes.
+fn replaced(volid: &str) -> Intent {
+    Intent::Volume { volid: volid.to_owned(), in_qemu: false }
 }
 
 /// That a guest runs, in the original's words.

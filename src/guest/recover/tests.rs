@@ -350,14 +350,61 @@ fn a_guest_that_is_complete_only_loses_its_lock() {
     let Opened::Fresh(mut record) = Record::open(&node.host, 100, "qmrestore").unwrap() else { panic!() };
     let guest = Intent::LiveGuest { old: None, new: live.replace("lock: create\n", "").into_bytes() };
     let volume = Intent::Volume { volid: "local:100/vm-100-disk-1.raw".into(), in_qemu: false };
-    for intent in [&Intent::NewConfig, &volume, &guest, &Intent::ConfigLock { lock: "create".into() }] {
+    for intent in [&Intent::NewConfig, &volume, &guest] {
         record.note(intent).unwrap();
     }
-    record.all_done([&guest].into_iter()).unwrap();
+    record.exchange(&Intent::ConfigLock { lock: "create".into() }, &[&guest], &[]).unwrap();
     drop(record);
     let actions = Double::default();
     let report = recover(&node.host, &mut node.reopen().unwrap(), &actions, LockClaim::Certain);
     assert!(report.failed.is_empty() && actions.calls.lock().unwrap().is_empty(), "{report:?}");
     let config = conffile::read(&node.host, 100).unwrap().unwrap();
     assert_eq!(String::from_utf8(config).unwrap(), live.replace("lock: create\n", ""));
+}
+
+#[test]
+fn wherever_the_note_of_an_arrival_is_torn_no_volume_goes_that_is_needed() {
+    let volume = |n: u32| Intent::Volume { volid: format!("local:100/vm-100-disk-{n}.raw"), in_qemu: false };
+    let live = "lock: create\nscsi0: local:100/vm-100-disk-1.raw,size=1M\n";
+    let old = "name: old\nscsi0: local:100/vm-100-disk-0.raw,size=1M\n";
+    let new = live.replace("lock: create\n", "");
+    let guest = Intent::LiveGuest { old: Some(old.into()), new: new.clone().into_bytes() };
+    let rules = Intent::OldFirewall { rules: None };
+    let lock = Intent::ConfigLock { lock: "create".into() };
+    let node = Node::new();
+    let Opened::Fresh(mut record) = Record::open(&node.host, 100, "qmrestore").unwrap() else { panic!() };
+    for intent in [&lock, &volume(1), &rules, &guest] {
+        record.note(intent).unwrap();
+    }
+    let path = node.host.path(crate::guest::record::DIRECTORY).join("100.json");
+    let begun = std::fs::read_to_string(&path).unwrap().len();
+    record.exchange(&lock, &[&rules, &guest], &[volume(0)]).unwrap();
+    drop(record);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (mut undone, mut arrived, mut freed) = (0, 0, 0);
+    for cut in (begun..text.len()).step_by(7).chain([text.len()]) {
+        let recovered = |config: Option<&str>| {
+            let real = node.host.path(conffile::config_path(&node.host, 100));
+            config.map_or_else(|| drop(std::fs::remove_file(&real)), |config| node.config(100, config));
+            std::fs::write(&path, &text[..cut]).unwrap();
+            let actions = Double::default();
+            let report = recover(&node.host, &mut node.reopen().unwrap(), &actions, LockClaim::Certain);
+            assert!(report.failed.is_empty(), "{cut}: {report:?}");
+            let config = std::fs::read_to_string(&real).ok();
+            (config, actions.calls.into_inner().unwrap())
+        };
+        let (config, calls) = recovered(Some(live));
+        let (config, calls) = (config.unwrap(), calls.iter().map(String::as_str).collect::<Vec<_>>());
+        let complete = config == new;
+        match (complete, calls.as_slice()) {
+            (false, ["end", "free local:100/vm-100-disk-1.raw"]) if config == old => undone += 1,
+            (true, []) => arrived += 1,
+            (true, ["free local:100/vm-100-disk-0.raw"]) => freed += 1,
+            _ => panic!("{cut}: {config} {calls:?}"),
+        }
+        // Somebody has removed the unfinished guest: what the old one had stays, for nothing has taken its place.
+        let (_, calls) = recovered(None);
+        assert!(complete || !calls.contains(&"free local:100/vm-100-disk-0.raw".to_owned()), "{cut}: {calls:?}");
+    }
+    assert!(undone > 1 && arrived > 1 && freed == 1, "{undone} {arrived} {freed}");
 }

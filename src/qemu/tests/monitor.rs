@@ -10,7 +10,7 @@ use super::lab::{error, say, scripted, within};
 use crate::host::Cancel;
 use crate::qemu::{QemuError, Qmp};
 
-const GREETING: &[u8] =
+pub const GREETING: &[u8] =
     b"{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}, \"package\": \"\"}, \"capabilities\": []}}\r\n";
 
 /// Greets, then answers each request with the next of `answers`, in which `$ID` stands for the request's id.

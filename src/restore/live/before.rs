@@ -2,10 +2,9 @@
 //! wait for them, and the TPM's state is a file of another program. As with the original.
 
 use crate::host::Cancel;
-use crate::image::{ExtentKind, Image, Target};
-
-/// How much is looked at and copied at once.
-const PIECE: u64 = 1 << 20;
+use crate::image::{Image, Target};
+use crate::transfer::{self, CopyOptions};
+use std::sync::Arc;
 
 /// Whether the disk with this key of a config is such a one.
 pub(super) fn is_needed_before(key: &str) -> bool {
@@ -16,27 +15,12 @@ pub(super) fn is_needed_before(key: &str) -> bool {
 ///
 /// # Errors
 /// What cannot be read or written, with disk and offset.
-pub(super) fn copy(image: &dyn Image, target: &dyn Target, cancel: &Cancel) -> Result<bool, String> {
-    let mut buf = vec![0; usize::try_from(PIECE).unwrap_or_default()];
-    for begin in (0..image.size()).step_by(buf.len()) {
-        if cancel.is_set() {
-            return Ok(false);
-        }
-        for extent in image.extents(begin..image.size().min(begin + PIECE)).map_err(|e| e.to_string())? {
-            let (at, len) = (extent.offset, extent.len);
-            let done = match extent.kind {
-                ExtentKind::Zero if target.starts_zeroed() => Ok(()),
-                ExtentKind::Zero => target.write_zeroes(at..at + len),
-                ExtentKind::Data | ExtentKind::Unchanged => {
-                    let piece = &mut buf[..usize::try_from(len).unwrap_or_default()];
-                    image.read_at(piece, at).and_then(|()| target.write_at(piece, at))
-                }
-            };
-            done.map_err(|e| e.to_string())?;
-        }
+pub(super) fn copy(image: &Arc<dyn Image>, target: &dyn Target, cancel: &Cancel) -> Result<bool, String> {
+    match transfer::copy(image, target, CopyOptions::default(), &mut |_| {}, cancel) {
+        Ok(_) => Ok(true),
+        Err(_) if cancel.is_set() => Ok(false),
+        Err(e) => Err(e.to_string()),
     }
-    target.flush().map_err(|e| e.to_string())?;
-    Ok(true)
 }
 
 #[cfg(test)]
@@ -45,19 +29,18 @@ mod tests {
     use crate::image::{MemImage, MemTarget};
 
     #[test]
-    fn every_byte_is_copied_and_zeros_only_where_they_are_needed() {
-        let mut bytes = vec![0; (PIECE * 2 + 1536) as usize];
+    fn every_byte_is_copied_unless_told_to_stop() {
+        let mut bytes = vec![0; (2 << 20) + 1536];
         bytes[5..9].fill(7);
-        bytes[PIECE as usize * 2 + 1000..].fill(9);
-        for zeroed in [true, false] {
-            let image = MemImage::sparse("efidisk0", bytes.clone());
-            let target = MemTarget::new("t", bytes.len() as u64, zeroed);
-            assert_eq!(copy(&image, &target, &Cancel::new()), Ok(true));
-            assert!(target.content() == bytes);
-        }
+        bytes[(2 << 20) + 1000..].fill(9);
+        let image: Arc<dyn Image> = Arc::new(MemImage::sparse("efidisk0", bytes.clone()));
+        let target = MemTarget::new("t", bytes.len() as u64, false);
+        assert_eq!(copy(&image, &target, &Cancel::new()), Ok(true));
+        assert!(target.content() == bytes);
+        let small = MemTarget::new("t", 512, true);
+        assert!(copy(&image, &small, &Cancel::new()).is_err());
         let cancel = Cancel::new();
         cancel.set();
-        let image = MemImage::sparse("efidisk0", bytes.clone());
         assert_eq!(copy(&image, &MemTarget::new("t", bytes.len() as u64, true), &cancel), Ok(false));
         assert!(is_needed_before("efidisk0") && is_needed_before("tpmstate0") && !is_needed_before("scsi0"));
     }
