@@ -353,3 +353,108 @@ fn names_of_a_hostile_archive_stay_below() {
     let names = |path: &Path| fs::read_dir(path).unwrap().count();
     assert_eq!((names(&to), names(&dir.path().join("deep")), dir.path().join("escaped").exists()), (1, 1, false));
 }
+
+/// Runs the program until a file of `size` bytes is being written, whatever its name, and ends it.
+fn broken_off(archive: &Path, to: &Path, size: u64, signal: nix::sys::signal::Signal) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vzkeep"));
+    command.args(["extract", "--to"]).arg(to).arg(archive).arg("d").env_remove(Host::ROOT_VAR);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let open = std::path::PathBuf::from(format!("/proc/{}/fd", child.id()));
+    let is_begun = || {
+        let files = fs::read_dir(&open).ok()?.flatten().filter_map(|entry| fs::metadata(entry.path()).ok());
+        Some(files.into_iter().any(|file| file.is_file() && file.len() == size && file.blocks() > 0))
+    };
+    let begun = std::time::Instant::now();
+    // None: it has ended, which the caller finds out.
+    while is_begun() == Some(false) && begun.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_killed_run_leaves_no_half_file() {
+    use nix::sys::signal::Signal;
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, to) = (dir.path().join("tree"), dir.path().join("out"));
+    fs::create_dir_all(tree.join("d")).unwrap();
+    fs::set_permissions(tree.join("d"), PermissionsExt::from_mode(0o751)).unwrap();
+    // All of it data, so that writing it takes a while.
+    let content = b"0123456789abcdef".repeat(6 << 20);
+    fs::write(tree.join("d/large"), &content).unwrap();
+    let archive = dir.path().join("a.tar.zst");
+    pack(&tree, &archive, Compression::Zstd { threads: 2 });
+    let names = |path: &Path| fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let ended = broken_off(&archive, &to, content.len() as u64, signal);
+        assert!(!to.join("d/large").exists(), "{signal}: {ended:?}");
+        if signal == Signal::SIGTERM {
+            let said = "interrupted: files that have their names are complete, the rest is not there\n";
+            assert_eq!((ended.status.code(), text(&ended.stderr).as_str()), (Some(255), said));
+            assert_eq!(names(&to.join("d")), [""; 0]);
+            // Directories are what they shall be all the same.
+            assert_eq!(fs::metadata(to.join("d")).unwrap().mode() & 0o7777, 0o751);
+        }
+        let again = vzkeep(&["extract", "--to", to.to_str().unwrap()], &archive, &["d"]);
+        assert!(again.status.success() && again.stderr.is_empty(), "{signal}: {}", text(&again.stderr));
+        assert!(fs::read(to.join("d/large")).unwrap() == content);
+        fs::remove_dir_all(&to).unwrap();
+    }
+}
+
+#[test]
+fn onto_a_file_system_without_owners() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tree, image, to) = (dir.path().join("tree"), dir.path().join("fat"), dir.path().join("mnt"));
+    fs::create_dir_all(tree.join("d/sub")).unwrap();
+    fs::create_dir(tree.join("l")).unwrap();
+    fs::create_dir(tree.join("big")).unwrap();
+    fs::create_dir(&to).unwrap();
+    for (name, owner, mode) in
+        [("d/a", 1234, 0o4755), ("d/sub/b", 1234, 0o644), ("d/sub/c", 0, 0o2755), ("l/z", 0, 0o644)]
+    {
+        fs::write(tree.join(name), name).unwrap();
+        std::os::unix::fs::chown(tree.join(name), Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(tree.join(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::chown(tree.join("d/sub"), Some(1234), Some(1234)).unwrap();
+    fs::set_permissions(tree.join("d"), PermissionsExt::from_mode(0o1777)).unwrap();
+    symlink("z", tree.join("l/a link")).unwrap();
+    fs::write(tree.join("big/file"), vec![1; 20 << 20]).unwrap();
+    let archive = dir.path().join("a.tar.zst");
+    pack(&tree, &archive, Compression::Zstd { threads: 2 });
+    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    run("mkfs.vfat", &[], &image);
+    let mounted = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&to).output().unwrap();
+    if !mounted.status.success() {
+        println!("SKIPPED onto_a_file_system_without_owners: nothing can be mounted here");
+        return;
+    }
+    let done = std::panic::catch_unwind(|| {
+        let extract = |path: &str| {
+            let output = vzkeep(&["extract", "--to", to.to_str().unwrap()], &archive, &[path]);
+            (output.status.code(), text(&output.stderr))
+        };
+        let (code, said) = extract("d");
+        assert!(code == Some(0) && said.lines().count() == 1, "{code:?} {said}");
+        assert!(said.contains(": the file system refuses owners or permissions; "), "{said}");
+        for name in ["d/a", "d/sub/b", "d/sub/c"] {
+            assert_eq!(text(&fs::read(to.join(name)).unwrap()), name);
+            assert_eq!(fs::metadata(to.join(name)).unwrap().mode() & 0o7000, 0, "{name}");
+        }
+        // What it has no room for, or no such thing as.
+        let (code, said) = extract("l");
+        assert!(code == Some(255) && said.ends_with("1 of the files could not be taken out\n"), "{said}");
+        assert_eq!(text(&fs::read(to.join("l/z")).unwrap()), "l/z");
+        let (code, said) = extract("big");
+        assert!(code == Some(255) && said.contains("No space left on device"), "{said}");
+        assert_eq!(fs::read_dir(to.join("big")).unwrap().count(), 0);
+        let (code, said) = extract("d/a");
+        assert!(code == Some(0) && to.join("a").is_file(), "{said}");
+        let (code, said) = extract("d/a");
+        assert!(code == Some(255) && said.contains("File exists"), "{said}");
+    });
+    assert!(Command::new("umount").arg(&to).status().unwrap().success());
+    done.unwrap();
+}

@@ -387,6 +387,12 @@ fn a_damaged_archive_is_salvaged() {
         map.starts_with("# Mapfile. Created by vzkeep\n") && map.lines().any(|line| line.ends_with("  -")),
         "{map}"
     );
+    // A map that is there is found out before anything is read, as a disk is.
+    fs::create_dir(here.join("old")).unwrap();
+    fs::write(here.join("old").join(format!("{disk}.map")), "old").unwrap();
+    let (code, out, err) = run(here, &["restore", "bad.vma.zst", "--to", "old", "--salvage"]);
+    assert!(code == 255 && err.ends_with(&format!("{disk}.map' exists already and is not overwritten\n")), "{err}");
+    assert!(!out.contains("progress") && names(&here.join("old")).len() == 1, "{out}");
     // What is called saved is right.
     let number = usize::from(disk != "drive-scsi0");
     let saved = fs::read(here.join(format!("to/{disk}.raw"))).unwrap();

@@ -311,6 +311,28 @@ fn create_and_back() {
 }
 
 #[test]
+fn the_state_gets_its_name_when_it_is_complete() {
+    if !lab::require("the_state_gets_its_name_when_it_is_complete", &["qemu-nbd"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    let state = lab::Dice::seeded(5).bytes(400 * 1024);
+    fs::write(here.join("state.raw"), &state).unwrap();
+    ok(here, &["create", "a.vma", "vmstate=state.raw"]);
+    ok(here, &["extract", "a.vma", "to"]);
+    let names = |dir: &str| fs::read_dir(here.join(dir)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(names("to"), ["vmstate.bin"]);
+    assert!(fs::read(here.join("to/vmstate.bin")).unwrap()[..state.len()] == state);
+    let mut bytes = fs::read(here.join("a.vma")).unwrap();
+    bytes.truncate(bytes.len() - 70_000);
+    fs::write(here.join("cut.vma"), bytes).unwrap();
+    let (code, _, err) = run(here, &["extract", "cut.vma", "cut"]);
+    assert!(code == 1 && err.contains("restore failed - archive '"), "{err}");
+    assert_eq!(names("cut"), [""; 0]);
+}
+
+#[test]
 fn a_damaged_archive_leaves_nothing_that_looks_complete() {
     let Some(golden) = golden() else { return };
     let dir = tempfile::tempdir().unwrap();

@@ -63,7 +63,7 @@ pub struct Cat {
 /// Write files and directories of an archive below a directory
 ///
 /// Each gets its own name there, as with 'cp -r': with permissions and times, with its owner when root calls, holes stay
-/// holes. Nothing that is there is replaced. Device nodes, pipes, sockets, ACLs and extended attributes are left out.
+/// holes. Nothing that is there is replaced, and a file has its name only when it is complete. Device nodes, pipes, sockets, ACLs and extended attributes are left out.
 #[derive(Debug, Args)]
 pub struct Extract {
     /// The archive, a path or a volume
@@ -136,12 +136,16 @@ enum Failed {
     Content { offset: u64, source: io::Error },
     #[error("writing to standard output failed: {0}")]
     Output(#[from] io::Error),
+    #[error("interrupted: files that have their names are complete, the rest is not there")]
+    Interrupted,
+    #[error("signals cannot be handled: {0}")]
+    Signals(io::Error),
 }
 
 /// Lists a directory of the archive.
 pub fn list(args: &Ls) -> ExitCode {
     let directory = args.directory.as_bytes();
-    answer(&args.archive, |archive| {
+    answer(&args.archive, &Cancel::new(), |archive| {
         let mut out = io::BufWriter::new(io::stdout().lock());
         let mut objects = Vec::new();
         let mut show = |shown: Shown| {
@@ -170,7 +174,7 @@ pub fn list(args: &Ls) -> ExitCode {
 /// Writes the content of a file of the archive to standard output.
 pub fn cat(args: &Cat) -> ExitCode {
     let file = args.file.as_bytes();
-    answer(&args.archive, |archive| match archive {
+    answer(&args.archive, &Cancel::new(), |archive| match archive {
         Opened::Container(archive) => container::cat(archive, file),
         Opened::Vm(vm) => vm.cat(file, &mut io::stdout().lock()),
     })
@@ -178,24 +182,35 @@ pub fn cat(args: &Cat) -> ExitCode {
 
 /// Writes files of the archive below a directory.
 pub fn extract(args: &Extract) -> ExitCode {
-    answer(&args.archive, |archive| {
+    let cancel = Cancel::new();
+    if let Err(error) = cancel.on_signals() {
+        complain(&format!("{}\n", Failed::Signals(error)));
+        return ExitCode::from(FAILED);
+    }
+    answer(&args.archive, &cancel, |archive| {
         let mut outlet = Outlet::open(&args.to)?;
         let mut failures = 0;
         let mut note = |failed: &Failed| {
             failures += u64::from(!matches!(failed, Failed::Left(_)));
             complain(&format!("{failed}\n"));
         };
-        for path in &args.paths {
-            match archive {
-                Opened::Container(archive) => {
-                    container::extract(archive, path.as_bytes(), &mut outlet, &mut note)?;
-                }
-                Opened::Vm(vm) => vm.extract(path.as_bytes(), &mut outlet, &mut note)?,
-            }
-        }
-        outlet.finish()?;
+        let done = args.paths.iter().try_for_each(|path| match archive {
+            Opened::Container(archive) => container::extract(archive, path.as_bytes(), &mut outlet, &mut note, &cancel),
+            Opened::Vm(vm) => vm.extract(path.as_bytes(), &mut outlet, &mut note),
+        });
+        // Directories get their permissions whatever became of what is in them.
+        let finished = outlet.finish();
+        outlet.note().iter().for_each(|note| complain(&format!("{note}\n")));
+        // Whatever a wait that was ended says of it.
+        interrupted(&cancel)?;
+        done?;
+        finished?;
         if failures > 0 { Err(Failed::Some(failures)) } else { Ok(()) }
     })
+}
+
+fn interrupted(cancel: &Cancel) -> Result<(), Failed> {
+    if cancel.is_set() { Err(Failed::Interrupted) } else { Ok(()) }
 }
 
 /// The last name of a path; none of the top directory.
@@ -213,18 +228,17 @@ pub(super) fn find(host: &Host, archive: &Path) -> anyhow::Result<PathBuf> {
     Ok(host.path(found))
 }
 
-fn open(host: &Host, path: &Path) -> Result<(Opened, Option<String>), Failed> {
-    let cancel = Cancel::new();
-    match holds(host, path, &cancel).map_err(MemberError::from)? {
-        Holds::Vm => vm::open(host, path).map(|(vm, note)| (Opened::Vm(vm), note)),
+fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<(Opened, Option<String>), Failed> {
+    match holds(host, path, cancel).map_err(MemberError::from)? {
+        Holds::Vm => vm::open(host, path, cancel).map(|(vm, note)| (Opened::Vm(vm), note)),
         Holds::Container => {
-            let archive = TarArchive::open(host, path, &cancel).map_err(MemberError::from)?;
+            let archive = TarArchive::open(host, path, cancel).map_err(MemberError::from)?;
             Ok((Opened::Container(archive), None))
         }
     }
 }
 
-fn answer(path: &Path, work: impl FnOnce(&Opened) -> Result<(), Failed>) -> ExitCode {
+fn answer(path: &Path, cancel: &Cancel, work: impl FnOnce(&Opened) -> Result<(), Failed>) -> ExitCode {
     let host = Host::from_env();
     let path = match find(&host, path) {
         Ok(path) => path,
@@ -233,7 +247,7 @@ fn answer(path: &Path, work: impl FnOnce(&Opened) -> Result<(), Failed>) -> Exit
             return ExitCode::from(FAILED);
         }
     };
-    let done = open(&host, &path).and_then(|(archive, note)| {
+    let done = open(&host, &path, cancel).and_then(|(archive, note)| {
         let done = work(&archive);
         // Why it took long, and what is strange.
         let notes = match &archive {

@@ -167,6 +167,8 @@ impl Job<'_> {
             return self.salvage(|disks, header| {
                 let mut targets = BTreeMap::new();
                 for device in disks {
+                    // Not when everything is saved and one of them is to be written.
+                    folder.expect_free(&map_name(device))?;
                     targets.insert(device.id, self.disk_file(&mut folder, &format, device)?);
                 }
                 for (name, data) in &header.configs {
@@ -323,9 +325,8 @@ impl Job<'_> {
         drop(targets);
         for device in &disks {
             let Some(map) = losses.map(&header, device) else { continue };
-            let name = format!("{}.map", device.name);
             match &mut folder {
-                Some(folder) => folder.add_file(&name, map.as_bytes())?,
+                Some(folder) => folder.add_file(&map_name(device), map.as_bytes())?,
                 // A device has no place for it.
                 None => say(&map),
             }
@@ -336,6 +337,11 @@ impl Job<'_> {
         report(&losses, &disks);
         Ok(losses.is_empty())
     }
+}
+
+/// The file that says what was lost of a disk.
+fn map_name(device: &Device) -> String {
+    format!("{}.map", device.name)
 }
 
 /// What was lost, as lines.

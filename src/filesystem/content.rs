@@ -84,6 +84,8 @@ enum Body {
     /// Units of so many bytes, of which those are packed that are not stored whole.
     Packed {
         runs: Runs,
+        /// Bytes behind these were never written and read as zeros, whatever a unit holds.
+        valid: u64,
         unit: u64,
         unpack: UnpackUnit,
         last: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
@@ -106,8 +108,15 @@ impl Content {
         Self { image, size, body: Body::Runs(runs) }
     }
 
-    pub(super) fn packed(image: Arc<dyn Image>, size: u64, runs: Runs, unit: u64, unpack: UnpackUnit) -> Self {
-        Self { image, size, body: Body::Packed { runs, unit, unpack, last: Mutex::default() } }
+    /// `size` is that of the file, and how much of it was ever written; the units have `unit` bytes.
+    pub(super) fn packed(
+        image: Arc<dyn Image>,
+        (size, valid): (u64, u64),
+        runs: Runs,
+        unit: u64,
+        unpack: UnpackUnit,
+    ) -> Self {
+        Self { image, size, body: Body::Packed { runs, valid, unit, unpack, last: Mutex::default() } }
     }
 
     /// Bytes of the file, holes included.
@@ -126,11 +135,14 @@ impl Content {
         match &self.body {
             Body::Bytes(bytes) => buf.copy_from_slice(&bytes[offset.min(self.size) as usize..][..count]),
             Body::Runs(runs) => runs.read(&*self.image, buf, offset)?,
-            Body::Packed { .. } => {
+            Body::Packed { valid, .. } => {
+                let written = usize::try_from(valid.saturating_sub(offset)).unwrap_or(count).min(count);
+                let (buf, never) = buf.split_at_mut(written);
                 let mut done = 0;
-                while done < count {
+                while done < written {
                     done += self.read_unit(&mut buf[done..], offset + done as u64)?;
                 }
+                never.fill(0);
             }
         }
         Ok(count)
@@ -148,10 +160,10 @@ impl Content {
                 let range = run.at.max(offset)..(run.at + run.len).min(self.size);
                 (!range.is_empty()).then_some(range)
             }
-            Body::Packed { runs, unit, .. } => {
+            Body::Packed { runs, valid, unit, .. } => {
                 let run = runs.from(offset)?;
                 let start = (run.at - run.at % unit).max(offset);
-                let end = (run.at + run.len).next_multiple_of(*unit).min(self.size);
+                let end = (run.at + run.len).next_multiple_of(*unit).min(self.size).min(*valid);
                 (start < end).then_some(start..end)
             }
         }
@@ -159,7 +171,7 @@ impl Content {
 
     /// Copies bytes of the unit that holds `offset`.
     fn read_unit(&self, buf: &mut [u8], offset: u64) -> Result<usize, FsError> {
-        let Body::Packed { runs, unit, unpack, last } = &self.body else { return Ok(0) };
+        let Body::Packed { runs, unit, unpack, last, .. } = &self.body else { return Ok(0) };
         let start = offset - offset % unit;
         let known = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let bytes = match known {
@@ -190,5 +202,38 @@ impl Content {
         }
         buf[..count].copy_from_slice(&bytes[from..from + count]);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::MemImage;
+
+    #[test]
+    fn what_was_never_written_of_a_packed_file_reads_as_zeros() {
+        let unpack: UnpackUnit = |packed, len| Ok(vec![packed[0]; len]);
+        let mut runs = Runs::default();
+        // A unit that is packed, one that is stored whole, and another packed one.
+        for run in [Run { at: 0, len: 4, disk: 0 }, Run { at: 16, len: 16, disk: 4 }, Run { at: 32, len: 4, disk: 20 }]
+        {
+            runs.push(run).unwrap();
+        }
+        let image = Arc::new(MemImage::new("disk", vec![7; 24]));
+        for (valid, size) in [(0, 40), (5, 40), (16, 40), (21, 40), (32, 40), (35, 40), (40, 40), (90, 40)] {
+            let content = Content::packed(image.clone(), (size, valid), runs.clone(), 16, unpack);
+            let written = valid.min(size) as usize;
+            let wanted = [vec![7; written], vec![0; size as usize - written]].concat();
+            for from in 0..size as usize {
+                let mut buf = vec![1; 64];
+                let count = content.read_at(&mut buf, from as u64).unwrap();
+                assert_eq!(buf[..count], wanted[from..], "{valid} {from}");
+                let data = content.data_from(from as u64);
+                assert!(
+                    data.is_some() == (from < written) && data.is_none_or(|data| data.end <= valid),
+                    "{valid} {from}"
+                );
+            }
+        }
     }
 }

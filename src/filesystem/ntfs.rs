@@ -221,7 +221,8 @@ impl Ntfs {
             if unit > 4 << 20 {
                 return Err(damaged(format!("a file is compressed in units of {unit} bytes")));
             }
-            // What is stored of a unit may end behind what was written of it.
+            // What is stored of a unit may end behind what was written of it, and what it holds there is not the file's.
+            let valid = outside.valid;
             let whole = parts.map(|part| {
                 let mut part = part.clone();
                 part.outside.iter_mut().for_each(|outside| outside.valid = u64::MAX);
@@ -229,7 +230,7 @@ impl Ntfs {
             });
             let whole: Vec<_> = whole.collect();
             let (runs, size) = self.pieces(whole.iter(), false)?;
-            return Ok(Content::packed(self.image.clone(), size, runs, unit, lznt1::unpack));
+            return Ok(Content::packed(self.image.clone(), (size, valid), runs, unit, lznt1::unpack));
         }
         let (runs, size) = self.pieces(parts, false)?;
         Ok(Content::runs(self.image.clone(), size, runs))

@@ -109,11 +109,18 @@ impl Folder {
         Ok(open_target(host, &path, format, disk, true)?)
     }
 
-    fn create(&mut self, name: &str) -> Result<(fs::File, PathBuf), FolderError> {
+    /// Finds out early whether a file of this name could be added.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn expect_free(&self, name: &str) -> Result<(), FolderError> {
         let path = self.dir.join(name);
-        if path.symlink_metadata().is_ok() {
-            return Err(FolderError::Exists(path));
-        }
+        if path.symlink_metadata().is_ok() { Err(FolderError::Exists(path)) } else { Ok(()) }
+    }
+
+    fn create(&mut self, name: &str) -> Result<(fs::File, PathBuf), FolderError> {
+        self.expect_free(name)?;
+        let path = self.dir.join(name);
         remove_stale(&path);
         let temporary = beside(&path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&temporary);

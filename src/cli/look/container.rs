@@ -5,9 +5,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 
 use super::outlet::{Marks, Outlet, Way, WriteError};
-use super::{Failed, Shown, last_name};
+use super::{Failed, Shown, interrupted, last_name};
 use crate::archive::ArchiveError;
 use crate::archive::tar::{Kind, Listed, Member, MemberError, TarArchive, components, normal, printable};
+use crate::host::Cancel;
 
 /// Bytes that are read at once; holes of that size stay holes.
 const PIECE: usize = 64 << 10;
@@ -65,6 +66,7 @@ pub(super) fn extract(
     path: &[u8],
     outlet: &mut Outlet,
     complain: &mut dyn FnMut(&Failed),
+    cancel: &Cancel,
 ) -> Result<(), Failed> {
     let path = normal(path);
     let mut places: Vec<_> = archive.below(&path)?.into_values().map(|(place, _)| place).collect();
@@ -75,7 +77,7 @@ pub(super) fn extract(
         let name = normal(&member.path);
         let done = way(&path, &base, &name).and_then(|way| {
             let link = link(&path, &base, member, &written);
-            put(archive, member, &way, link, content, outlet)?;
+            put(archive, member, &way, link, content, outlet, cancel)?;
             if member.kind == Kind::File || member.kind == Kind::HardLink {
                 written.insert(name.clone());
             }
@@ -83,7 +85,7 @@ pub(super) fn extract(
         });
         match done {
             // The archive itself, or a full disk.
-            Err(e @ (Failed::Content { .. } | Failed::Member(MemberError::Archive(_)))) => Err(e),
+            Err(e @ (Failed::Content { .. } | Failed::Interrupted | Failed::Member(MemberError::Archive(_)))) => Err(e),
             Err(Failed::Write(e)) if !e.is_of_one_file() => Err(e.into()),
             Err(e) => {
                 complain(&e);
@@ -116,19 +118,21 @@ fn put(
     link: Option<Way>,
     content: &mut dyn Read,
     outlet: &mut Outlet,
+    cancel: &Cancel,
 ) -> Result<(), Failed> {
+    interrupted(cancel)?;
     let known = member.attributes.as_deref().cloned().unwrap_or_default();
     let marks = Marks { mode: known.mode.into(), uid: known.uid, gid: known.gid, modified: known.mtime };
     match member.kind {
         Kind::Directory => Ok(outlet.directory(way, marks)?),
         Kind::Symlink => Ok(outlet.symlink(way, &member.link, marks)?),
-        Kind::File => outlet.file(way, marks, &mut |file, failed| copy(content, member.size, file, failed)),
+        Kind::File => outlet.file(way, marks, &mut |file, failed| copy(content, member.size, file, failed, cancel)),
         Kind::HardLink => match link {
             Some(link) => Ok(outlet.hard_link(way, &link)?),
             // The file it is another name of was not asked for.
             None => {
                 let (mut content, size) = archive.read(&member.path)?;
-                outlet.file(way, marks, &mut |file, failed| copy(&mut content, size, file, failed))
+                outlet.file(way, marks, &mut |file, failed| copy(&mut content, size, file, failed, cancel))
             }
         },
         _ => Err(Failed::Left(printable(&member.path))),
@@ -141,10 +145,12 @@ fn copy(
     size: u64,
     file: &std::fs::File,
     failed: &dyn Fn(io::Error) -> WriteError,
+    cancel: &Cancel,
 ) -> Result<(), Failed> {
     file.set_len(size).map_err(failed)?;
     let (mut at, mut buf) = (0, vec![0; PIECE]);
     while at < size {
+        interrupted(cancel)?;
         let len = buf.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
         content.read_exact(&mut buf[..len]).map_err(|source| Failed::Content { offset: at, source })?;
         if buf[..len].iter().fold(0, |sum, byte| sum | byte) != 0 {

@@ -1,16 +1,17 @@
 //! Files that are taken out of an archive, written below one directory and nowhere else: names are looked up one by one
-//! from the directory on and never through a symbolic link, and nothing that is there is replaced.
+//! from the directory on and never through a symbolic link, and nothing that is there is replaced. A file gets its name when it is complete.
 
-use std::ffi::OsStr;
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat, renameat2};
+use nix::sys::stat::{Mode, UtimensatFlags, fchmod, fstatat, futimens, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat};
 
@@ -45,6 +46,8 @@ impl WriteError {
             known,
             Some(
                 Errno::EEXIST
+                    // A link on a file system that has none.
+                    | Errno::EPERM
                     | Errno::ENAMETOOLONG
                     | Errno::ELOOP
                     | Errno::ENOTDIR
@@ -66,6 +69,78 @@ pub(super) struct Outlet {
     last: Option<(Way, OwnedFd)>,
     /// Directories that were made, and what they get when nothing is written to them any more.
     made: Vec<(Way, Marks)>,
+    /// The first file whose owner or permissions the file system refused.
+    refused: RefCell<Option<String>>,
+}
+
+/// A file that has no name yet, or a temporary one.
+struct Draft {
+    file: File,
+    temporary: Option<OsString>,
+}
+
+impl Draft {
+    /// Temporary names that are tried: one may be left of a killed process of the same number.
+    const TRIES: u32 = 100;
+
+    fn new(at: &OwnedFd) -> Result<Self, Errno> {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        // The name is given over /proc; without it there has to be one from the beginning.
+        if Path::new("/proc/self/fd").is_dir() {
+            match openat(at, ".", flags | OFlag::O_TMPFILE, mode) {
+                Ok(file) => return Ok(Self { file: file.into(), temporary: None }),
+                Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT | Errno::EINVAL | Errno::ENOSYS) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+        let mut made = Err(Errno::EEXIST);
+        for number in 0..Self::TRIES {
+            // Not longer with a long name: that may have all the length there is.
+            let name = OsString::from(format!(".vzkeep.{}.{number}", std::process::id()));
+            made =
+                openat(at, name.as_os_str(), flags, mode).map(|file| Self { file: file.into(), temporary: Some(name) });
+            if !matches!(made, Err(Errno::EEXIST)) {
+                break;
+            }
+        }
+        made
+    }
+
+    /// Gives it its name, which must be free.
+    fn name(&self, at: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+        let Some(temporary) = self.temporary.as_deref() else {
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            return linkat(AT_FDCWD, path.as_str(), at, name, AtFlags::AT_SYMLINK_FOLLOW);
+        };
+        match renameat2(at, temporary, at, name, RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+            renamed => return renamed,
+        }
+        match linkat(at, temporary, at, name, AtFlags::empty()) {
+            Ok(()) => unlinkat(at, temporary, UnlinkatFlags::NoRemoveDir),
+            Err(Errno::EEXIST) => Err(Errno::EEXIST),
+            Err(_) if is_there(at, name) => Err(Errno::EEXIST),
+            Err(_) => renameat(at, temporary, at, name),
+        }
+    }
+
+    fn remove(&self, at: &OwnedFd) {
+        if let Some(temporary) = &self.temporary {
+            // Why it is removed is worth saying, that it stays is not: its name says what it is.
+            unlinkat(at, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir).unwrap_or_default();
+        }
+    }
+}
+
+fn is_there(at: &OwnedFd, name: &OsStr) -> bool {
+    fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// Whether a file system that has no owners, or no such permissions, or gives none away, said so.
+fn is_refusal(error: Errno) -> bool {
+    matches!(error, Errno::EPERM | Errno::EOPNOTSUPP | Errno::EINVAL)
 }
 
 impl Outlet {
@@ -75,13 +150,26 @@ impl Outlet {
         std::fs::create_dir_all(path).map_err(failed)?;
         let root = open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
         let root = root.map_err(|e| failed(e.into()))?;
-        Ok(Self { root, path: path.to_owned(), owners: geteuid().is_root(), last: None, made: Vec::new() })
+        let (owners, refused) = (geteuid().is_root(), RefCell::default());
+        Ok(Self { root, path: path.to_owned(), owners, last: None, made: Vec::new(), refused })
+    }
+
+    /// What is worth a word about what was written.
+    pub fn note(&self) -> Option<String> {
+        let first = self.refused.take()?;
+        Some(format!(
+            "{first}: the file system refuses owners or permissions; this and others like it belong to who made them, without \
+             setuid and setgid"
+        ))
+    }
+
+    fn shown(&self, way: &[Vec<u8>]) -> String {
+        let path = way.iter().fold(self.path.clone(), |path, name| path.join(OsStr::from_bytes(name)));
+        crate::archive::tar::printable(path.as_os_str().as_bytes())
     }
 
     fn failed(&self, way: &[Vec<u8>], source: impl Into<io::Error>) -> WriteError {
-        let path = way.iter().fold(self.path.clone(), |path, name| path.join(OsStr::from_bytes(name)));
-        let path = crate::archive::tar::printable(path.as_os_str().as_bytes());
-        WriteError { path, source: source.into() }
+        WriteError { path: self.shown(way), source: source.into() }
     }
 
     /// The directory a file is to be in, and the file's name. Directories on the way are made.
@@ -132,7 +220,7 @@ impl Outlet {
         Ok(())
     }
 
-    /// Makes a file, which `fill` writes. When that fails, nothing is left of it.
+    /// Makes a file, which `fill` writes. It gets its name when it is complete; when that fails, nothing is left of it.
     pub fn file<E: From<WriteError>>(
         &mut self,
         way: &[Vec<u8>],
@@ -140,13 +228,18 @@ impl Outlet {
         fill: &mut Fill<'_, E>,
     ) -> Result<(), E> {
         let (at, name) = self.seat(way)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&at, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| self.failed(way, e))?;
-        let file = File::from(file);
+        // Known before all of it is written; it is looked at once more when the file gets the name.
+        if is_there(&at, name) {
+            return Err(self.failed(way, Errno::EEXIST).into());
+        }
         let failed = |e: io::Error| self.failed(way, e);
-        let filled = fill(&file, &failed).and_then(|()| Ok(self.mark(&file, marks).map_err(failed)?));
+        let draft = Draft::new(&at).map_err(|e| failed(e.into()))?;
+        let filled = fill(&draft.file, &failed).and_then(|()| {
+            self.mark(&draft.file, way, marks).map_err(failed)?;
+            Ok(draft.name(&at, name).map_err(|e| failed(e.into()))?)
+        });
         if filled.is_err() {
-            unlinkat(&at, name, UnlinkatFlags::NoRemoveDir).map_err(|e| self.failed(way, e))?;
+            draft.remove(&at);
         }
         filled
     }
@@ -158,7 +251,8 @@ impl Outlet {
         symlinkat(OsStr::from_bytes(target), &at, name).map_err(failed)?;
         if self.owners {
             let (uid, gid) = (Uid::from_raw(marks.uid), Gid::from_raw(marks.gid));
-            fchownat(&at, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
+            let given = fchownat(&at, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW);
+            self.granted(given, way).map_err(failed)?;
         }
         let (accessed, modified) = times(marks);
         utimensat(&at, name, &accessed, &modified, UtimensatFlags::NoFollowSymlink).map_err(failed)
@@ -171,24 +265,45 @@ impl Outlet {
         linkat(&from, from_name, &at, name, AtFlags::empty()).map_err(|e| self.failed(way, e))
     }
 
-    /// Gives the directories that were made their marks.
-    pub fn finish(mut self) -> Result<(), WriteError> {
+    /// Gives the directories that were made their marks; all that can get them, and the first error is returned.
+    pub fn finish(&mut self) -> Result<(), WriteError> {
+        let mut done = Ok(());
         for (way, marks) in std::mem::take(&mut self.made).into_iter().rev() {
-            let (at, _) = self.seat(&way)?;
-            let directory = File::from(self.enter(&at, &way)?);
-            self.mark(&directory, marks).map_err(|e| self.failed(&way, e))?;
+            done = done.and(self.finish_one(&way, marks));
         }
-        Ok(())
+        done
+    }
+
+    fn finish_one(&mut self, way: &[Vec<u8>], marks: Marks) -> Result<(), WriteError> {
+        let (at, _) = self.seat(way)?;
+        let directory = File::from(self.enter(&at, way)?);
+        self.mark(&directory, way, marks).map_err(|e| self.failed(way, e))
+    }
+
+    /// Whether the file system did what was asked for; that it does not do such things is noted and no error.
+    fn granted(&self, done: Result<(), Errno>, way: &[Vec<u8>]) -> Result<bool, Errno> {
+        match done {
+            Err(e) if is_refusal(e) => {
+                self.refused.borrow_mut().get_or_insert_with(|| self.shown(way));
+                Ok(false)
+            }
+            done => done.map(|()| true),
+        }
     }
 
     /// The owner before the permissions: giving a file away takes some of them.
-    fn mark(&self, file: &File, marks: Marks) -> io::Result<()> {
-        if self.owners {
-            fchown(file, Some(Uid::from_raw(marks.uid)), Some(Gid::from_raw(marks.gid)))?;
+    fn mark(&self, file: &File, way: &[Vec<u8>], marks: Marks) -> io::Result<()> {
+        let mut own = self.owners;
+        if own {
+            own = self.granted(fchown(file, Some(Uid::from_raw(marks.uid)), Some(Gid::from_raw(marks.gid))), way)?;
         }
         // Who runs a program with the rights of its owner must not become another one.
-        let mode = if self.owners { marks.mode & 0o7777 } else { marks.mode & 0o777 };
-        fchmod(file.as_fd(), Mode::from_bits_truncate(mode))?;
+        let mode = if own { marks.mode & 0o7777 } else { marks.mode & 0o777 };
+        let given = fchmod(file.as_fd(), Mode::from_bits_truncate(mode));
+        // FAT refuses all of them for one that it does not know.
+        if !self.granted(given, way)? && mode > 0o777 {
+            self.granted(fchmod(file.as_fd(), Mode::from_bits_truncate(mode & 0o777)), way)?;
+        }
         let (accessed, modified) = times(marks);
         Ok(futimens(file.as_fd(), &accessed, &modified)?)
     }

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::outlet::{Marks, Outlet, Way, WriteError};
-use super::{Failed, Shown, last_name};
+use super::{Failed, Shown, interrupted, last_name};
 use crate::archive::VmaArchive;
 use crate::archive::tar::{MemberError, printable};
 use crate::filesystem::{Content, FileKind, FileSystem, FsError, Machine, Metadata, Node, Place, resolve};
-use crate::host::Host;
+use crate::host::{Cancel, Host};
 use crate::mount::beside;
 
 /// Bytes that are read at once.
@@ -31,6 +31,7 @@ pub(super) struct Vm {
     time: i64,
     /// What is worth a word about what was looked at.
     notes: RefCell<Vec<String>>,
+    cancel: Cancel,
 }
 
 /// Takes a file below a directory, and what is known of it or why nothing is.
@@ -44,7 +45,7 @@ enum Found {
 }
 
 impl Vm {
-    pub fn new(archive: &Arc<VmaArchive>, path: &Path) -> Self {
+    pub fn new(archive: &Arc<VmaArchive>, path: &Path, cancel: &Cancel) -> Self {
         let files = archive.header().configs.iter().map(|(name, content)| (name.clone(), content.clone())).collect();
         let beside = beside::files(path).into_iter().filter(|(_, path)| path.is_file()).collect();
         Self {
@@ -54,6 +55,7 @@ impl Vm {
             beside,
             time: archive.header().ctime,
             notes: RefCell::default(),
+            cancel: cancel.clone(),
         }
     }
 
@@ -245,6 +247,7 @@ impl Vm {
             });
             match done {
                 Err(Failed::Write(e)) if !e.is_of_one_file() => Err(e.into()),
+                Err(Failed::Interrupted) => Err(Failed::Interrupted),
                 Err(e) => {
                     complain(&e);
                     Ok(())
@@ -263,6 +266,7 @@ impl Vm {
         outlet: &mut Outlet,
         links: &mut HashMap<Node, Way>,
     ) -> Result<(), Failed> {
+        interrupted(&self.cancel)?;
         let Metadata { mode, uid, gid, modified, .. } = *metadata;
         let marks = Marks { mode, uid, gid, modified };
         match metadata.kind {
@@ -293,6 +297,7 @@ impl Vm {
         file.set_len(content.size()).map_err(failed)?;
         let (mut at, mut buf) = (0, vec![0; PIECE]);
         while let Some(data) = content.data_from(at) {
+            interrupted(&self.cancel)?;
             let len = buf.len().min(usize::try_from(data.end - data.start).unwrap_or(usize::MAX));
             let count = content.read_at(&mut buf[..len], data.start).map_err(|e| self.failed(e))?;
             file.write_all_at(&buf[..count], data.start).map_err(failed)?;
@@ -303,8 +308,8 @@ impl Vm {
 }
 
 /// The archive as it can be looked at.
-pub(super) fn open(host: &Host, path: &Path) -> Result<(Vm, Option<String>), Failed> {
-    let archive = VmaArchive::open(host, path, &crate::host::Cancel::new()).map_err(MemberError::from)?;
+pub(super) fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<(Vm, Option<String>), Failed> {
+    let archive = VmaArchive::open(host, path, cancel).map_err(MemberError::from)?;
     let note = archive.note().map(str::to_owned);
-    Ok((Vm::new(&archive, path), note))
+    Ok((Vm::new(&archive, path, cancel), note))
 }

@@ -14,7 +14,7 @@ use super::{Failure, Tools, fatal};
 use crate::archive::PolledRead;
 use crate::archive::vma::{Device, Header};
 use crate::cli::say;
-use crate::host::files::reason;
+use crate::host::files::{reason, sync_parent};
 use crate::image::{RawTarget, Target, detect_format, open_target};
 use crate::transfer::{Throttle, Throttled};
 
@@ -31,7 +31,10 @@ pub(super) fn extract(tools: &Tools, words: &Words) -> Result<(), Failure> {
         .create(&dir)
         .map_err(|e| fatal(format!("unable to create target directory {dirname} - {}", reason(&e))))?;
     for (name, data) in &header.configs {
-        let written = File::create_new(dir.join(name)).and_then(|mut file| file.write_all(data));
+        let written = File::create_new(dir.join(name)).and_then(|mut file| {
+            file.write_all(data)?;
+            file.sync_all()
+        });
         written.map_err(|e| fatal(format!("unable to write file: '{dirname}/{name}': {}", reason(&e))))?;
     }
     let map = words.last('r').map(|fifo| ask(tools, &header, fifo)).transpose()?;
@@ -93,12 +96,13 @@ impl Extraction<'_> {
         open_raw(&path, &device.name)
     }
 
-    /// The state of a running machine.
+    /// The state of a running machine; below a temporary name like the disks.
     fn state(&mut self, device: &Device) -> Result<Arc<dyn Target>, Failure> {
-        let path = self.dir.join("vmstate.bin");
+        let path = self.dir.join("tmp-vmstate.bin");
         create(&path, device.size).map_err(|e| {
             fatal(format!("create vmstate file '{}/vmstate.bin' failed - {}", self.dirname, reason(&e)))
         })?;
+        self.files.push((path.clone(), self.dir.join("vmstate.bin")));
         open_raw(&path, &device.name)
     }
 
@@ -136,7 +140,9 @@ impl Extraction<'_> {
                 .map_err(|e| fatal(format!("rename {} to {} failed - {}", from.display(), to.display(), reason(&e))))?;
             self.files.remove(0);
         }
-        crate::host::files::sync_parent(&self.dir.join("disk"))
+        // The names in the directory, and its own.
+        sync_parent(&self.dir.join("disk"))
+            .and_then(|()| sync_parent(&self.dir))
             .map_err(|e| fatal(format!("sync of {} failed - {}", self.dirname, reason(&e))))
     }
 }
