@@ -83,7 +83,7 @@ impl Foreign<'_> {
 
     /// What is kept beside the archive about one of this kind, and our bytes in it.
     fn kept(&mut self, kind: &[u8; 4]) -> Result<Option<(Seekable, Vec<u8>)>, ArchiveCause> {
-        let beside = match Beside::load(self.path, &self.file) {
+        let mut beside = match Beside::load(self.path, &self.file) {
             Ok(None) => return Ok(None),
             Ok(Some(beside)) if beside.points.method() == self.method => beside,
             Ok(Some(_)) => {
@@ -95,10 +95,12 @@ impl Foreign<'_> {
                 return Ok(None);
             }
         };
-        let Some(ours) = beside.extra.strip_prefix(kind).map(<[u8]>::to_vec) else {
+        if !beside.extra.starts_with(kind) {
             self.unusable(&"was made of another kind of archive");
             return Ok(None);
-        };
+        }
+        let mut ours = std::mem::take(&mut beside.extra);
+        ours.drain(..kind.len());
         self.note = beside.points.notes().first().cloned();
         Ok(Some((self.seekable(beside)?, ours)))
     }
@@ -129,7 +131,8 @@ impl Foreign<'_> {
     ) -> Result<Seekable, ArchiveCause> {
         let mut notes: Vec<_> = self.note.take().into_iter().chain(beside.points.notes().first().cloned()).collect();
         if self.first == FirstPass::Keep {
-            beside.extra = [kind.as_slice(), &ours()].concat();
+            beside.extra = ours();
+            beside.extra.splice(0..0, kind.iter().copied());
             match beside.save(self.path, &self.file, made_of) {
                 Ok(true) => {}
                 Ok(false) => notes.push("the archive was changed while it was read; its index is not kept".into()),

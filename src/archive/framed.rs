@@ -49,10 +49,15 @@ impl Placed {
         u64::from(self.frame.first) + u64::from(self.frame.clusters)
     }
 
-    /// Whether all of its clusters are zero. They need an extent for each 59, and nothing else does with so little.
+    /// Whether all of its clusters are zero: nothing else does with so little.
     fn is_zero(&self) -> bool {
-        self.frame.raw as usize == EXTENT_HEADER * (self.frame.clusters as usize).div_ceil(CLUSTERS_PER_EXTENT)
+        self.frame.raw as usize == least(self.frame.clusters)
     }
+}
+
+/// Bytes that so many clusters need at least: an extent for each 59.
+fn least(clusters: u32) -> usize {
+    EXTENT_HEADER * (clusters as usize).div_ceil(CLUSTERS_PER_EXTENT)
 }
 
 /// Where the clusters of a range lie.
@@ -97,6 +102,11 @@ impl Framed {
         let (mut offset, mut raw) = (0, 0);
         for (number, frame) in (0..).zip(indexed.index.iter()) {
             if frame.clusters > 0 {
+                // So many are not in there, and memory for them is not to be had for the asking.
+                if (frame.raw as usize) < least(frame.clusters) {
+                    let (device, cluster) = (usize::from(frame.device), u64::from(frame.first));
+                    return Err(ArchiveCause::Coverage { device, cluster });
+                }
                 disks[usize::from(frame.device)].frames.push(Placed { frame, number, offset, raw });
             }
             offset += u64::from(frame.packed);

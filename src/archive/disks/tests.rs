@@ -313,6 +313,26 @@ fn read_all(path: &Path) {
     }
 }
 
+#[test]
+fn more_clusters_than_there_can_be_are_refused() {
+    let (_dir, path) = archive(&[disk(&[0; 200], 9)], COMPRESSIONS[1]);
+    let bytes = std::fs::read(&path).unwrap();
+    let good = Indexed::find(&File::open(&path).unwrap(), Method::Zstd, bytes.len() as u64).unwrap().0.unwrap().1;
+    let start = good.index.iter().next().unwrap();
+    // 200 clusters need four extents' headers.
+    for (raw, refused) in [(4 * 512 - 1, true), (4 * 512, false)] {
+        let (mut builder, mut out) = (IndexBuilder::new([3; 16]), bytes[..start.packed as usize].to_vec());
+        builder.push(start);
+        let mut packed = Vec::new();
+        Packer::new(Container::Zstd).unwrap().pack(&vec![1; raw], &mut packed).unwrap();
+        builder.push(Frame::of_clusters(&packed, raw, 1, 0, 200));
+        out.extend_from_slice(&packed);
+        out.extend(builder.finish(Container::Zstd));
+        std::fs::write(&path, &out).unwrap();
+        assert_eq!(open(&path).is_err(), refused, "{raw} bytes");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 use md5::{Digest, Md5};
 
-use super::points::{Entry, MAX_PIECE, MAX_PIECES, MAX_WINDOW, PIECE, Point, Points};
+use super::points::{Entry, MAX_PIECE, MAX_PIECES, MAX_POINTS, MAX_WEIGHT, MAX_WINDOW, PIECE, Point, Points};
 use super::{Method, gzip};
+use crate::archive::vma::MAX_MAP;
 use crate::host::files;
 
 /// What follows the archive's name.
@@ -24,8 +25,8 @@ pub const SUFFIX: &str = ".idx";
 const MAGIC: &[u8; 8] = b"vzkeepAP";
 const VERSION: u32 = 1;
 const HEAD: usize = 16;
-/// Bytes of the longest file that is read.
-const LONGEST: u64 = 1 << 30;
+/// Bytes of the longest file that is read: access points, the map of a machine's clusters, and some small things.
+const LONGEST: u64 = MAX_WEIGHT + MAX_MAP as u64 + (1 << 20);
 /// Bytes of the longest dictionary without its content: a Huffman tree, three tables, three offsets.
 const MAX_HEAD: usize = 1024;
 /// Bytes of the archive's start and end that make its fingerprint, and of samples in between.
@@ -120,8 +121,12 @@ impl Beside {
         if !meta.is_file() || meta.len() > LONGEST {
             return Err(BesideError::Unknown);
         }
-        let bytes = std::fs::read(path)?;
-        let (beside, made_of) = Self::parse(&bytes)?;
+        let mut bytes = std::fs::read(path)?;
+        let (points, made_of, extra) = parts(&bytes)?;
+        // A large map is there only once.
+        bytes.drain(..bytes.len() - extra.len());
+        bytes.shrink_to_fit();
+        let beside = Self { points, extra: bytes };
         // The archive is asked last: it may lie on a slow disk.
         if Fingerprint::of(file)? != made_of {
             return Err(BesideError::Stale);
@@ -134,15 +139,8 @@ impl Beside {
     /// # Errors
     /// When it is anything else.
     pub fn parse(bytes: &[u8]) -> Result<(Self, Fingerprint), BesideError> {
-        let head = bytes.first_chunk::<HEAD>().filter(|head| head.starts_with(MAGIC)).ok_or(BesideError::Unknown)?;
-        let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-        if version != VERSION {
-            return Err(BesideError::Version(version));
-        }
-        if crc32fast::hash(&bytes[HEAD..]) != u32::from_le_bytes([head[12], head[13], head[14], head[15]]) {
-            return Err(BesideError::Damaged("its checksum does not match"));
-        }
-        Fields { rest: &bytes[HEAD..] }.beside()
+        let (points, made_of, extra) = parts(bytes)?;
+        Ok((Self { points, extra: extra.to_vec() }, made_of))
     }
 
     /// The content of the file for an archive that had `made_of` before and after it was read.
@@ -230,6 +228,19 @@ impl Beside {
     }
 }
 
+/// What is in a file; the caller's bytes are its end.
+fn parts(bytes: &[u8]) -> Parsed<(Points, Fingerprint, &[u8])> {
+    let head = bytes.first_chunk::<HEAD>().filter(|head| head.starts_with(MAGIC)).ok_or(BesideError::Unknown)?;
+    let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+    if version != VERSION {
+        return Err(BesideError::Version(version));
+    }
+    if crc32fast::hash(&bytes[HEAD..]) != u32::from_le_bytes([head[12], head[13], head[14], head[15]]) {
+        return Err(BesideError::Damaged("its checksum does not match"));
+    }
+    Fields { rest: &bytes[HEAD..] }.parts()
+}
+
 fn string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
     out.extend_from_slice(bytes);
@@ -283,7 +294,7 @@ impl<'a> Fields<'a> {
         Ok(count)
     }
 
-    fn beside(mut self) -> Parsed<(Beside, Fingerprint)> {
+    fn parts(mut self) -> Parsed<(Points, Fingerprint, &'a [u8])> {
         let made_of = Fingerprint {
             size: self.u64()?,
             seconds: i64::from_le_bytes(self.array()?),
@@ -308,6 +319,9 @@ impl<'a> Fields<'a> {
         let sums = self.bytes(4 * count)?.chunks_exact(4);
         let sums = sums.map(|sum| u32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]])).collect();
         let count = self.count(17)?;
+        if count > MAX_POINTS {
+            return Err(BesideError::Damaged("impossible count"));
+        }
         let mut points: Vec<Point> = Vec::with_capacity(count);
         for _ in 0..count {
             let point = self.point(method)?;
@@ -332,7 +346,7 @@ impl<'a> Fields<'a> {
             return Err(BesideError::Damaged("wrong length"));
         }
         let points = Points { method, raw, piece, sums, points, notes };
-        Ok((Beside { points, extra: self.rest.to_vec() }, made_of))
+        Ok((points, made_of, self.rest))
     }
 
     fn point(&mut self, method: Method) -> Parsed<Point> {

@@ -3,7 +3,7 @@
 //! [`scan`] reads such a file once, passes its data on and notes access points, from which it can be decompressed later;
 //! [`Seekable`] reads at any place by decompressing from the nearest one. Both can be kept in a file beside the archive
 //! ([`beside`]), so that the pass is made once. Every piece of data is checked against the checksum that the pass took,
-//! before anybody gets it: an access point that is wrong costs time, never data.
+//! before anybody gets it: an access point that is wrong costs time, and data only where the one before it is wrong, too.
 
 mod beside;
 mod gzip;
@@ -112,6 +112,16 @@ impl SeekError {
 
     fn cut(offset: u64, what: &'static str) -> Self {
         Self::Cut { offset, what }
+    }
+
+    /// The same once more, when the data is to blame; `None` for what another try may mend.
+    fn of_the_data(&self) -> Option<Self> {
+        match self {
+            Self::Changed { offset } => Some(Self::Changed { offset: *offset }),
+            Self::Damaged { offset, what } => Some(Self::Damaged { offset: *offset, what: what.clone() }),
+            Self::Cut { offset, what } => Some(Self::Cut { offset: *offset, what }),
+            _ => None,
+        }
     }
 }
 

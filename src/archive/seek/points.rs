@@ -30,6 +30,9 @@ const BUDGET: (u64, u64) = (1 << 20, 64 << 20);
 const SHARE: u64 = 32;
 /// Bytes of an access point beside its window.
 const POINT: u64 = 64;
+/// Bytes of all access points and checksums at most, and how many access points these may be.
+pub(super) const MAX_WEIGHT: u64 = BUDGET.1 + 4 * MAX_PIECES as u64;
+pub(super) const MAX_POINTS: usize = (BUDGET.1 / POINT) as usize;
 /// Windows are compressed at this level of zstd.
 const LEVEL: i32 = 1;
 /// Bytes of the largest window.

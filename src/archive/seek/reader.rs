@@ -4,7 +4,9 @@
 //! left standing in front of it, else from the nearest access point; pieces passed on the way are kept, too. While one
 //! thread decompresses towards a place, others that want something on the way, or behind it before the next access point, wait
 //! for it instead of doing the same again. Who reads piece after piece finds the next ones decompressed by another thread.
+//! What cannot be read from two access points is damaged: whoever wants it again is told at once.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,6 +27,8 @@ const MAX_STANDING_BYTES: u64 = 64 << 20;
 const KEEP: u64 = 16 << 20;
 /// Bytes that are decompressed ahead of who reads in order.
 const AHEAD: u64 = 4 << 20;
+/// Access points behind which damage is remembered.
+const MAX_DAMAGED: usize = 4096;
 /// Places that are remembered to tell who reads in order.
 const RECENT: usize = 8;
 
@@ -52,7 +56,16 @@ struct State {
     standing: Vec<Standing>,
     active: Vec<Active>,
     /// Access points that turned out not to be any.
-    bad: Vec<usize>,
+    bad: BTreeSet<usize>,
+    /// The first piece that cannot be had from an access point and the one before it, nor can those behind it; and why.
+    damaged: BTreeMap<usize, (u64, SeekError)>,
+}
+
+/// An access point from which a piece could not be had.
+struct Failed {
+    point: usize,
+    /// The piece that was wrong.
+    piece: u64,
 }
 
 struct Standing {
@@ -198,20 +211,29 @@ impl Inner {
             return Ok(piece);
         }
         let start = number << self.points.piece;
+        let mut failed: Option<Failed> = None;
         let mut state = self.lock();
         loop {
             // Between the first look and now another may have been faster.
             if let Some(piece) = self.cache.peek(number) {
                 return Ok(piece);
             }
-            let point = self.point(&state, start)?;
+            let nearest = self.point(&state, start)?;
+            if let Some(error) = state.known(nearest, number) {
+                return Err(error);
+            }
+            // The second try begins one access point earlier, and with nothing that came from the first one.
+            let (point, latest) = match &failed {
+                Some(failed) => (self.earlier(&state, failed.point)?, self.points.points[failed.point].raw),
+                None => (nearest, start),
+            };
             if state.active.iter().any(|active| active.passes(point, number)) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             // The farthest on that is not too far.
             let from = self.points.points[point].raw;
-            let near = |standing: &Standing| standing.at <= start && standing.at >= from;
+            let near = |standing: &Standing| standing.at <= latest && standing.at >= from;
             let best = (0..state.standing.len()).filter(|&i| near(&state.standing[i]));
             let best = best.max_by_key(|&i| state.standing[i].at);
             let standing = best.map(|i| state.standing.remove(i));
@@ -220,41 +242,63 @@ impl Inner {
             state.active.push(active);
             drop(state);
             let mut claim = Claim { inner: self, active, standing: None };
-            match self.decompress(standing, point, number) {
+            let mut reached = number;
+            let error = match self.decompress(standing, point, number, &mut reached) {
                 Ok((piece, standing)) => {
                     claim.standing = Some(standing);
+                    if let Some(failed) = failed {
+                        self.lock().bad.insert(failed.point);
+                    }
                     return Ok(piece);
                 }
-                Err(error) if !self.may_be_to_blame(point, &error) => return Err(error),
-                Err(_) => drop(claim),
-            }
-            state = self.lock();
-            state.bad.push(point);
+                Err(error) => error,
+            };
+            let Some(told) = error.of_the_data() else { return Err(error) };
+            let (blamed, piece) = match failed {
+                None if self.may_be_to_blame(point) => {
+                    failed = Some(Failed { point, piece: reached });
+                    drop(claim);
+                    state = self.lock();
+                    continue;
+                }
+                None => (point, reached),
+                // What is between these two can be had from one of them.
+                Some(failed) => (failed.point, failed.piece.max(reached)),
+            };
+            // Those who wait for it are woken after this.
+            self.lock().remember(blamed, piece, told);
+            return Err(error);
         }
     }
 
-    /// Whether an error may come from an access point that is none. The start of a frame always is one.
-    fn may_be_to_blame(&self, point: usize, error: &SeekError) -> bool {
-        matches!(self.points.points[point].entry, Entry::Zstd { .. } | Entry::Gzip { .. })
-            && matches!(error, SeekError::Changed { .. } | SeekError::Damaged { .. } | SeekError::Cut { .. })
+    /// Whether an access point may be none. The start of a frame always is one.
+    fn may_be_to_blame(&self, point: usize) -> bool {
+        point > 0 && matches!(self.points.points[point].entry, Entry::Zstd { .. } | Entry::Gzip { .. })
     }
 
     /// Number of the nearest access point in front of `start` that is not known to be bad.
     fn point(&self, state: &State, start: u64) -> Result<usize, SeekError> {
-        let mut point = self.points.before(start);
-        while point.is_some_and(|point| state.bad.contains(&point)) {
-            point = point.and_then(|point| point.checked_sub(1));
+        match self.points.before(start) {
+            Some(point) if state.bad.contains(&point) => self.earlier(state, point),
+            point => point.ok_or(SeekError::Changed { offset: start }),
         }
-        point.ok_or(SeekError::Changed { offset: start })
     }
 
-    /// Decompresses up to piece `wanted` and keeps those on the way.
+    /// Number of the nearest access point in front of `point` that is not known to be bad.
+    fn earlier(&self, state: &State, point: usize) -> Result<usize, SeekError> {
+        let earlier = (0..point).rev().find(|earlier| !state.bad.contains(earlier));
+        earlier.ok_or(SeekError::Changed { offset: self.points.points[point].raw })
+    }
+
+    /// Decompresses up to piece `wanted` and keeps those on the way. When it fails, `reached` is the piece that is wrong.
     fn decompress(
         &self,
         standing: Option<Standing>,
         point: usize,
         wanted: u64,
+        reached: &mut u64,
     ) -> Result<(Arc<Vec<u8>>, Standing), SeekError> {
+        *reached = self.points.points[point].raw / self.points.piece_len();
         let mut standing = match standing {
             Some(standing) => standing,
             None => self.open(point)?,
@@ -266,6 +310,7 @@ impl Inner {
                 return Err(SeekError::Cancelled);
             }
             let number = standing.at / len;
+            *reached = number;
             let end = ((number + 1) * len).min(self.points.raw);
             let mut data = std::mem::take(&mut skipped);
             data.resize((end - standing.at) as usize, 0);
@@ -323,6 +368,21 @@ impl Active {
 }
 
 impl State {
+    /// What is wrong with piece `number`, of which `point` is the nearest access point; `None` when that is not known.
+    fn known(&self, point: usize, number: u64) -> Option<SeekError> {
+        let (_, error) = self.damaged.get(&point).filter(|(piece, _)| *piece <= number)?;
+        error.of_the_data()
+    }
+
+    fn remember(&mut self, point: usize, piece: u64, error: SeekError) {
+        if self.damaged.len() >= MAX_DAMAGED && !self.damaged.contains_key(&point) {
+            self.damaged.pop_first();
+        }
+        if self.damaged.get(&point).is_none_or(|(known, _)| piece < *known) {
+            self.damaged.insert(point, (piece, error));
+        }
+    }
+
     fn keep(&mut self, standing: Standing) {
         self.standing.push(standing);
         let weight = |all: &[Standing]| all.iter().map(|standing| standing.decoder.weight()).sum::<u64>();

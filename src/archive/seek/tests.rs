@@ -324,7 +324,8 @@ fn a_wrong_access_point_costs_time_only() {
         let Some(bytes) = packed(line, &data) else { return };
         let (file, mut points) = whole(&bytes, &data, 100_000);
         let (mut wrong, mut other) = (0, Vec::new());
-        for point in &mut points.points {
+        // The one before is asked instead.
+        for point in points.points.iter_mut().skip(1).step_by(2) {
             if let Entry::Zstd { window, .. } | Entry::Gzip { window, .. } = &mut point.entry {
                 wrong += 1;
                 // Another one's, and bytes that are none at all.
@@ -342,6 +343,46 @@ fn a_wrong_access_point_costs_time_only() {
         let mut one = [0];
         bytes.read_at(&mut one, at + (1 << 18)).unwrap();
         assert_eq!(one[0], data[at as usize + (1 << 18)]);
+    }
+}
+
+#[test]
+fn a_damaged_place_costs_two_access_points_and_once() {
+    let data = mixture(8 << 20, 27);
+    let (len, spacing) = (1_usize << 18, 400_000);
+    // The decoders' buffers are read a little farther.
+    for (line, buffer) in [("zstd -q --zstd=wlog=17", 128 << 10), ("gzip -6", 512 << 10)] {
+        let Some(mut bytes) = packed(line, &data) else { return };
+        let points = whole(&bytes, &data, spacing).1;
+        assert!(points.count() > 12, "{line}: {}", points.count());
+        // Between two access points in the middle. A decoder may be a block ahead of what it gives, so not right behind one.
+        let middle = points.count() / 2;
+        let (before, behind) = (&points.points[middle], &points.points[middle + 1]);
+        let place = (before.packed + (behind.packed - before.packed) * 2 / 3) as usize;
+        bytes[place..place + 64].iter_mut().for_each(|byte| *byte ^= 0x5a);
+        let apart = points.points.windows(2).map(|pair| pair[1].packed - pair[0].packed).max().unwrap();
+        let most = apart + buffer;
+        let damaged = before.raw as usize / len..(behind.raw as usize).div_ceil(len);
+        let counted = Arc::new(Counted(bytes, 0.into()));
+        let bytes = Seekable::new(&host(), Arc::clone(&counted) as _, points.clone(), &Cancel::new());
+        let read = |number: usize| {
+            let was = counted.1.load(std::sync::atomic::Ordering::Relaxed);
+            let mut buf = vec![0; 4096];
+            let done = bytes.read_at(&mut buf, (number * len) as u64);
+            assert!(done.is_err() || buf == data[number * len..number * len + 4096], "{line}: {number}");
+            (done.is_ok(), counted.1.load(std::sync::atomic::Ordering::Relaxed) - was)
+        };
+        // From the end to the start: nobody reads ahead.
+        let all: Vec<_> = damaged.clone().rev().map(read).collect();
+        let (wrong, cost) =
+            (all.iter().filter(|(good, _)| !good).count(), all.iter().map(|(_, cost)| cost).sum::<u64>());
+        assert!(wrong > 0 && cost <= 2 * most, "{line}: {wrong}, {cost} of {most} twice");
+        assert_eq!(read(damaged.end - 1), (false, 0), "{line}");
+        // All others are had from the nearest access point, as if nothing had happened.
+        for number in (2..data.len() / len).rev().filter(|number| !damaged.contains(number)) {
+            let (good, cost) = read(number);
+            assert!(good && cost <= most, "{line}: {number}, {good}, {cost} of {most}");
+        }
     }
 }
 

@@ -7,8 +7,16 @@ use super::reader::Checker;
 use super::{BLOCK, CLUSTER, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_HEADER, VmaError, array, be32};
 use crate::archive::Bytes;
 
-/// Runs that are kept track of at most, 192 MiB: an archive of a scattered 8 TiB disk has as many.
-const MAX_RUNS: usize = 16 << 20;
+/// Runs that are kept track of at most, 96 MiB: an archive of a scattered 4 TiB disk has as many. The extents' offsets take a
+/// part of that room.
+const MAX_RUNS: usize = 8 << 20;
+/// Bytes of runs and extents.
+const MAX_BYTES: usize = MAX_RUNS * RUN;
+/// Bytes of a run, and of an extent's offset.
+const RUN: usize = size_of::<Run>();
+const EXTENT: usize = size_of::<u64>();
+/// Bytes of the longest map that [`ClusterMap::encode`] makes, with its counts for 256 disks.
+pub(crate) const MAX_MAP: usize = MAX_BYTES + 12 + 256 * 12;
 /// In the place of the extent's number: the clusters are zero.
 const ZERO: u32 = u32::MAX;
 
@@ -171,7 +179,8 @@ impl Builder {
                 }
             }
         }
-        if self.runs > MAX_RUNS { Err(scattered()) } else { Ok(()) }
+        let bytes = RUN * self.runs + EXTENT * self.map.extents.len();
+        if bytes > MAX_BYTES { Err(scattered()) } else { Ok(()) }
     }
 
     fn finish(mut self, offset: u64) -> Result<ClusterMap, VmaError> {

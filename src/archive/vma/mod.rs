@@ -14,7 +14,7 @@ pub(crate) mod tests;
 
 pub use extent::{Cluster, Encoded, ExtentHead, Piece, encode_extent, encode_zero_extent};
 pub use header::Header;
-pub(crate) use map::{ClusterMap, Place, Scanner};
+pub(crate) use map::{ClusterMap, MAX_MAP, Place, Scanner};
 pub use reader::{Checker, Reader};
 
 /// Bytes of a cluster, the unit in which disks are cut.
