@@ -161,7 +161,8 @@ impl Content {
                 (!range.is_empty()).then_some(range)
             }
             Body::Packed { runs, valid, unit, .. } => {
-                let run = runs.from(offset)?;
+                // What is stored of a unit ends before the unit does.
+                let run = runs.from(offset - offset % unit)?;
                 let start = (run.at - run.at % unit).max(offset);
                 let end = (run.at + run.len).next_multiple_of(*unit).min(self.size).min(*valid);
                 (start < end).then_some(start..end)
