@@ -425,10 +425,10 @@ fn every_option_of_qmrestore() {
         ("force", vec![("1", |o| o.force), ("no", |o| !o.force)], vec![("maybe".into(), boolean())]),
         (
             "live-restore",
-            vec![("0", |o| !o.start)],
+            vec![("0", |o| !o.live)],
             vec![
                 ("maybe".into(), boolean()),
-                ("1".into(), "not supported for this kind of archive; restore first, then start the VM".into()),
+                ("1".into(), "standard input can be read only once and in order; give the archive by its path".into()),
             ],
         ),
         (
