@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::Builder;
-
-use crossbeam_channel::bounded;
 
 use super::TransferError;
 use super::limit::Limiter;
 use super::pool;
-use super::stop::{Stop, StopOnPanic, lock};
+use super::stop::{Stop, lock};
 use super::walk::{PIECE, Stretch, Walk};
 use crate::host::Cancel;
 use crate::image::Image;
@@ -105,21 +102,8 @@ pub fn compare(
         done: AtomicU64::new(0),
         differing: Mutex::new(Differing { ranges: BTreeMap::new(), most, bytes: 0, more: false }),
     };
-    std::thread::scope(|scope| {
-        let _stop_on_panic = StopOnPanic(&stop);
-        let (done_sender, done) = bounded::<()>(0);
-        for number in 0..WORKERS {
-            let (shared, stop, sender) = (&shared, &stop, done_sender.clone());
-            let body = move || {
-                let _done = sender;
-                stop.guard("compare", || work(shared));
-            };
-            if let Err(e) = Builder::new().name(format!("compare {number}")).spawn_scoped(scope, body) {
-                stop.fail(TransferError::Thread(e));
-            }
-        }
-        drop(done_sender);
-        pool::watch(&stop, cancel, None, &done, &mut || progress(shared.done.load(Ordering::Relaxed), total));
+    pool::run("compare", WORKERS, &stop, cancel, &|| work(&shared), &mut || {
+        progress(shared.done.load(Ordering::Relaxed), total)
     });
     let Shared { differing, .. } = shared;
     stop.into_result()?;

@@ -6,14 +6,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::Builder;
-
-use crossbeam_channel::bounded;
 
 use super::TransferError;
 use super::limit::Limiter;
 use super::pool;
-use super::stop::{Stop, StopOnPanic, lock};
+use super::stop::{Stop, lock};
 use super::walk::{PIECE, Stretch, Walk};
 use crate::host::Cancel;
 use crate::image::{Image, Target};
@@ -108,22 +105,7 @@ pub fn copy(
         done: shared.done.load(Ordering::Relaxed),
         complete: lock(&shared.complete).until,
     };
-    std::thread::scope(|scope| {
-        let _stop_on_panic = StopOnPanic(&stop);
-        let (done_sender, done) = bounded::<()>(0);
-        for number in 0..WORKERS {
-            let (shared, stop, sender) = (&shared, &stop, done_sender.clone());
-            let body = move || {
-                let _done = sender;
-                stop.guard("copy", || work(shared));
-            };
-            if let Err(e) = Builder::new().name(format!("copy {number}")).spawn_scoped(scope, body) {
-                stop.fail(TransferError::Thread(e));
-            }
-        }
-        drop(done_sender);
-        pool::watch(&stop, cancel, None, &done, &mut || progress(&now(&shared)));
-    });
+    pool::run("copy", WORKERS, &stop, cancel, &|| work(&shared), &mut || progress(&now(&shared)));
     let summary = now(&shared);
     drop(shared);
     progress(&summary);

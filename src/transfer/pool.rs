@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::thread::Builder;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::TransferError;
 use super::slot::Slot;
-use super::stop::Stop;
+use super::stop::{Stop, StopOnPanic};
 use crate::archive::frame::{Container, Packer};
 use crate::host::Cancel;
 
@@ -80,6 +81,34 @@ pub(super) fn in_order<T>(
         }
     }
     Ok(waiting.is_empty())
+}
+
+/// Runs `work` in so many threads called `name` until all of them have ended, and `tick` every [`TICK`] meanwhile. The first error
+/// stops them all, and so does a wish to stop.
+pub(super) fn run(
+    name: &str,
+    workers: usize,
+    stop: &Stop,
+    cancel: &Cancel,
+    work: &(dyn Fn() -> Result<(), TransferError> + Sync),
+    tick: &mut dyn FnMut(),
+) {
+    std::thread::scope(|scope| {
+        let _stop_on_panic = StopOnPanic(stop);
+        let (ended, all_ended) = bounded::<()>(0);
+        for number in 0..workers {
+            let ended = ended.clone();
+            let body = move || {
+                let _ended = ended;
+                stop.guard(name, work);
+            };
+            if let Err(e) = Builder::new().name(format!("{name} {number}")).spawn_scoped(scope, body) {
+                stop.fail(TransferError::Thread(e));
+            }
+        }
+        drop(ended);
+        watch(stop, cancel, None, &all_ended, tick);
+    });
 }
 
 /// Calls `tick` until the other end of `done` is gone. A wish to stop becomes the cause of the end, and whatever the cause,

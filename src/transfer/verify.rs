@@ -10,14 +10,11 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::Builder;
-
-use crossbeam_channel::bounded;
 
 use super::limit::Limiter;
 use super::output::Output;
 use super::pool;
-use super::stop::{Stop, StopOnPanic, lock};
+use super::stop::{Stop, lock};
 use super::{TransferError, restore, unpack_tar};
 use crate::archive::frame::{Frame, Unpacker};
 use crate::archive::tar::{Rules, TarInput, TarSource, Vetting};
@@ -274,27 +271,10 @@ impl Frames<'_> {
         let (stop, limiter, done) = (Stop::new(cancel), Limiter::new(self.bwlimit), AtomicU64::new(0));
         let found = Found { damage: BTreeMap::new(), more: 0, checker: self.header.map(Checker::new) };
         let (place, found) = (Mutex::new(Place::default()), Mutex::new(found));
-        std::thread::scope(|scope| {
-            let _stop_on_panic = StopOnPanic(&stop);
-            let (ended, all_ended) = bounded::<()>(0);
-            let (stop, limiter, place, found, done) = (&stop, &limiter, &place, &found, &done);
-            let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
-            for _ in 0..workers {
-                let ended = ended.clone();
-                let body = move || {
-                    let _ended = ended;
-                    stop.guard("verify", || self.work(wanted, stop, limiter, place, found, done));
-                };
-                if let Err(e) = Builder::new().name("verify".into()).spawn_scoped(scope, body) {
-                    stop.fail(TransferError::Thread(e));
-                }
-            }
-            drop(ended);
-            let mut tick = || {
-                progress(&VerifyProgress { done: done.load(Ordering::Relaxed), total: Some(total) });
-            };
-            pool::watch(stop, cancel, None, &all_ended, &mut tick);
-        });
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+        let mut tick = || progress(&VerifyProgress { done: done.load(Ordering::Relaxed), total: Some(total) });
+        let work = || self.work(wanted, &stop, &limiter, &place, &found, &done);
+        pool::run("verify", workers, &stop, cancel, &work, &mut tick);
         stop.into_result()?;
         let end = lock(&place);
         let Found { damage, more, checker } = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
