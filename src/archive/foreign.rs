@@ -4,14 +4,13 @@
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::ArchiveCause;
 use super::seek::{Beside, Fingerprint, Method, Seekable, Sink, scan};
 use super::vma::{ClusterMap, Header, Scanner};
-use crate::archive::Bytes;
+use crate::archive::bytes::Reading;
 use crate::host::{Cancel, Host, files};
 
 /// What our bytes in the file beside the archive begin with: a map of clusters follows, or nothing.
@@ -45,7 +44,7 @@ impl Foreign<'_> {
     /// The archive of a virtual machine: its header, the map of its clusters and its data.
     pub(super) fn vma(&mut self) -> Result<(Header, ClusterMap, Seekable), ArchiveCause> {
         if let Some((bytes, map)) = self.kept(VMA)? {
-            let header = Header::read(&mut Reading(&bytes, 0)).ok().map(|(header, _)| header);
+            let header = Header::read(&mut Reading { bytes: &bytes, offset: 0 }).ok().map(|(header, _)| header);
             let map = header.as_ref().and_then(|header| ClusterMap::decode(header, &map));
             if let Some((header, map)) = header.zip(map) {
                 return Ok((header, map, bytes));
@@ -149,18 +148,5 @@ impl Foreign<'_> {
     fn seekable(&self, beside: Beside) -> Result<Seekable, ArchiveCause> {
         let file = self.file.try_clone().map_err(ArchiveCause::Open)?;
         Ok(Seekable::new(self.host, Arc::new(file), beside.points, self.cancel))
-    }
-}
-
-/// Reads the data in order from an offset on.
-pub(super) struct Reading<B>(pub(super) B, pub(super) u64);
-
-impl<B: Deref<Target = Seekable>> io::Read for Reading<B> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.0.len().saturating_sub(self.1)).unwrap_or(usize::MAX);
-        let count = buf.len().min(left);
-        self.0.read_at(&mut buf[..count], self.1)?;
-        self.1 += count as u64;
-        Ok(count)
     }
 }

@@ -16,8 +16,8 @@ use super::TarBytes;
 use super::sparse::Expanded;
 use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
-use crate::archive::bytes::PlainBytes;
-use crate::archive::foreign::{FirstPass, Foreign, Reading};
+use crate::archive::bytes::{PlainBytes, Reading};
+use crate::archive::foreign::{FirstPass, Foreign};
 use crate::archive::frame::{Frame, Unpacker, unwrap};
 use crate::archive::seek::{self, Seekable};
 use crate::archive::{ArchiveCause, ArchiveError, Bytes, Indexed};
@@ -346,7 +346,7 @@ impl TarArchive {
                 Ok(Box::new(Frames::from(indexed, file, offset).map_err(failed)?))
             }
             Store::Plain(file) => Ok(Box::new(At { file: file.try_clone().map_err(failed)?, offset })),
-            Store::Foreign(bytes) => Ok(Box::new(Reading(Arc::clone(bytes), offset))),
+            Store::Foreign(bytes) => Ok(Box::new(Reading { bytes: Arc::clone(bytes), offset })),
             Store::Stream => {
                 let mut stream = self.again()?;
                 let skipped = io::copy(&mut (&mut stream).take(offset), &mut io::sink()).map_err(failed)?;

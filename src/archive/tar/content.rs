@@ -1,10 +1,11 @@
 //! Tar data at any place, and in it the content of one file as an [`Image`]: read at any place, its holes known.
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Kind, Member, sparse};
+use crate::archive::bytes::Reading;
 use crate::archive::cache::PieceCache;
 use crate::archive::frame::{Frame, Unpacker};
 use crate::archive::{Bytes, Indexed};
@@ -75,22 +76,6 @@ impl Bytes for TarBytes {
     }
 }
 
-/// Bytes as a stream, from an offset on.
-struct Stream<'a> {
-    bytes: &'a dyn Bytes,
-    offset: u64,
-}
-
-impl Read for Stream<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = self.bytes.len().saturating_sub(self.offset);
-        let count = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-        self.bytes.read_at(&mut buf[..count], self.offset)?;
-        self.offset += count as u64;
-        Ok(count)
-    }
-}
-
 /// A piece of a file: where it is in the file, how long, and where in the tar data.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -116,7 +101,7 @@ impl Content {
         if !matches!(member.kind, Kind::File | Kind::Other(_)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
         }
-        let mut stream = Stream { bytes: bytes.as_ref(), offset: member.data };
+        let mut stream = Reading { bytes: bytes.as_ref(), offset: member.data };
         let found = sparse::pieces(member, &mut stream)?;
         let mut data = stream.offset;
         let end = member.data + member.stored;

@@ -4,8 +4,9 @@
 //! extents: an archive the stock programs made takes about 5 bytes for each MiB of data.
 
 use super::reader::Checker;
-use super::{BLOCK, CLUSTER, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_HEADER, VmaError, array, be32};
+use super::{BLOCK, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_HEADER, VmaError, array, be32};
 use crate::archive::Bytes;
+use crate::archive::bytes::Reading;
 
 /// Runs that are kept track of at most, 96 MiB: an archive of a scattered 4 TiB disk has as many. The extents' offsets take a
 /// part of that room.
@@ -58,7 +59,7 @@ impl ClusterMap {
     /// # Errors
     /// When it is damaged, incomplete, or cannot be read.
     pub(crate) fn scan(bytes: &dyn Bytes) -> Result<(Header, Self), VmaError> {
-        let (header, mut offset) = Header::read(&mut From { bytes, offset: 0 })?;
+        let (header, mut offset) = Header::read(&mut Reading { bytes, offset: 0 })?;
         let mut builder = Builder::new(&header);
         while offset < bytes.len() {
             let mut head = [0; EXTENT_HEADER];
@@ -275,22 +276,6 @@ impl Scanner {
         }
         let map = builder.finish(end)?;
         Ok((header, map))
-    }
-}
-
-/// Reads a stream from a place on.
-struct From<'a> {
-    bytes: &'a dyn Bytes,
-    offset: u64,
-}
-
-impl std::io::Read for From<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let left = usize::try_from(self.bytes.len().saturating_sub(self.offset)).unwrap_or(usize::MAX);
-        let count = buf.len().min(left).min(CLUSTER);
-        self.bytes.read_at(&mut buf[..count], self.offset)?;
-        self.offset += count as u64;
-        Ok(count)
     }
 }
 
