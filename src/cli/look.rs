@@ -28,8 +28,9 @@ use vm::Vm;
 ///
 /// Of a container: its tree. An archive vzkeep made has a table of its members, of which only a small part is read; any
 /// other one is gone through. Of a virtual machine: its configuration, notes and log, its disks, the partitions of each
-/// (drive-scsi0/p1), the volumes of LVM (lvm/<group>/<volume>), and the files on them: ext2, ext3, ext4, FAT and NTFS. Kinds
-/// are those of 'ls -l', and h for a hard link.
+/// (drive-scsi0/p1), the volumes of LVM (lvm/<group>/<volume>), and the files on them: ext2, ext3, ext4, FAT and NTFS; others
+/// (XFS, btrfs) if the program 'guestfish' is installed, which takes seconds to start. Kinds are those of 'ls -l', and h for a
+/// hard link.
 #[derive(Debug, Args)]
 pub struct Ls {
     /// The archive, a path or a volume such as local:backup/<name>

@@ -19,9 +19,23 @@ pub enum FsError {
     /// It may be sound, but is nothing that is read here.
     #[error("{0}")]
     Unsupported(String),
-    /// Something of a kind that is known by its signature only.
+    /// A file system that is known by its signature only.
     #[error("holds {0}, which is not read here")]
     Foreign(&'static str),
+    /// Such a file system, and nobody who reads it is there.
+    #[error("holds {0}, which is read with the help of the program 'guestfish', which is not installed")]
+    NoGuestfish(&'static str),
+    /// Such a file system, and who reads it cannot.
+    #[error("holds {what}, which 'guestfish' cannot read: {why}")]
+    Refused {
+        /// What it is.
+        what: &'static str,
+        /// In the words of that program.
+        why: String,
+    },
+    /// What reads such a file system failed with a file, in its own words.
+    #[error("guestfish: {0}")]
+    Guestfish(String),
     /// One of the above, and the disk, partition, volume or file it is about.
     #[error("{name}: {source}")]
     About {

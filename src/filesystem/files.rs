@@ -90,7 +90,7 @@ pub struct Entry {
 
 /// A file system that is read.
 pub trait FileSystem: Send + Sync {
-    /// `ext4`, `FAT32`, `NTFS`.
+    /// `ext4`, `FAT32`, `NTFS`; of those that are not read here `an XFS file system`.
     fn kind(&self) -> &'static str;
 
     /// Something worth telling about how it is read.
@@ -145,7 +145,8 @@ pub fn open(image: Arc<dyn Image>) -> Result<Arc<dyn FileSystem>, FsError> {
             Err(FsError::Unsupported("holds an LVM physical volume; what is in it is below 'lvm'".to_owned()))
         }
         Found::Unknown => Err(FsError::Unsupported("holds no file system that is known".to_owned())),
-        Found::Named(what) => Err(FsError::Foreign(what)),
+        Found::Named(what) => Err(FsError::Unsupported(format!("holds {what}, which is not read here"))),
+        Found::Foreign(what) => Err(FsError::Foreign(what)),
     }
 }
 

@@ -1,17 +1,20 @@
 //! All disks of a machine together: their partitions, the logical volumes across them, and their file systems, under the
 //! names that `vzkeep ls` shows: `drive-scsi0/p1`, `lvm/pve/root`.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
 use super::bytes::shown;
 use super::lvm::{VolumeGroup, volume_groups};
-use super::{FileKind, FileSystem, Found, FsError, Table, files, partition_table, probe, resolve};
+use super::{FileKind, FileSystem, Found, FsError, Guestfish, Table, files, partition_table, probe, resolve};
 use crate::image::Image;
 
 /// The disks of a machine.
 pub struct Machine {
     disks: Vec<Arc<dyn Image>>,
+    guestfish: Guestfish,
+    /// The file systems that it reads, by the names of their disks: starting it takes seconds.
+    started: RefCell<Vec<(String, Arc<dyn FileSystem>)>>,
     lvm: OnceCell<(Vec<VolumeGroup>, Vec<String>)>,
 }
 
@@ -24,9 +27,9 @@ pub enum Place {
 }
 
 impl Machine {
-    /// A machine with these disks, whose names are the first parts of paths.
-    pub fn new(disks: Vec<Arc<dyn Image>>) -> Self {
-        Self { disks, lvm: OnceCell::new() }
+    /// A machine with these disks, whose names are the first parts of paths. What is not read here, `guestfish` reads.
+    pub fn new(disks: Vec<Arc<dyn Image>>, guestfish: Guestfish) -> Self {
+        Self { disks, guestfish, started: RefCell::default(), lvm: OnceCell::new() }
     }
 
     /// What a disk holds, by its table; none when it has none.
@@ -93,14 +96,14 @@ impl Machine {
         });
         let disk = disk.ok_or_else(missing)?;
         let Some(table) = Self::table(disk)? else {
-            return Ok(Place::Files(file_system(disk)?, rest(&mut parts)));
+            return Ok(Place::Files(self.file_system(disk)?, rest(&mut parts)));
         };
         let Some(part) = parts.next() else {
             return Ok(Place::Level(table.partitions.iter().map(|p| (format!("p{}", p.number), p.len)).collect()));
         };
         let part = table.partitions.iter().find(|p| format!("p{}", p.number).as_bytes() == part).ok_or_else(missing)?;
         let part = part.open(disk).map_err(|e| about(disk.name(), e))?;
-        Ok(Place::Files(file_system(&part)?, rest(&mut parts)))
+        Ok(Place::Files(self.file_system(&part)?, rest(&mut parts)))
     }
 
     fn top(&self) -> Result<Place, FsError> {
@@ -130,7 +133,27 @@ impl Machine {
         let image = volume.image.as_ref().map_err(|why| about(&name, FsError::Unsupported(why.clone())))?;
         // Some make partitions in volumes; of those, only file systems without are read.
         let rest = parts.collect::<Vec<_>>().join(&b'/');
-        Ok(Place::Files(file_system(image)?, rest))
+        Ok(Place::Files(self.file_system(image)?, rest))
+    }
+
+    /// The file system on a disk, partition or volume, which is named if there is none.
+    fn file_system(&self, image: &Arc<dyn Image>) -> Result<Arc<dyn FileSystem>, FsError> {
+        let opened = match files::open(image.clone()) {
+            Err(FsError::Foreign(what)) => self.by_guestfish(image, what),
+            opened => opened,
+        };
+        opened.map_err(|e| about(image.name(), e))
+    }
+
+    /// The file system as `guestfish` reads it.
+    fn by_guestfish(&self, image: &Arc<dyn Image>, what: &'static str) -> Result<Arc<dyn FileSystem>, FsError> {
+        let known = self.started.borrow().iter().find(|(name, _)| name == image.name()).map(|(_, fs)| Arc::clone(fs));
+        if let Some(fs) = known {
+            return Ok(fs);
+        }
+        let fs = self.guestfish.open(image, what)?;
+        self.started.borrow_mut().push((image.name().to_owned(), Arc::clone(&fs)));
+        Ok(fs)
     }
 
     /// The file system of the running guest, as far as that can be told: the one with `/etc/fstab`, `/etc/os-release` or
@@ -154,22 +177,27 @@ impl Machine {
             let open = group.volumes.iter().filter_map(|volume| volume.image.as_ref().ok());
             candidates.extend(open.map(|image| (image.name().to_owned(), image.clone())));
         }
-        let mut found = Vec::new();
+        let (mut found, mut foreign, mut unread) = (Vec::new(), Vec::new(), None);
         for (name, image) in candidates {
-            let Ok(fs) = files::open(image) else { continue };
-            let has = |path: &[u8], kind| {
-                resolve(&*fs, path, true).and_then(|node| fs.metadata(node)).is_ok_and(|m| m.kind == kind)
-            };
-            if has(b"etc/fstab", FileKind::File)
-                || has(b"etc/os-release", FileKind::File)
-                || has(b"Windows/System32", FileKind::Directory)
-            {
-                found.push((name, fs));
+            match files::open(image.clone()) {
+                Ok(fs) if is_root(&*fs) => found.push((name, fs)),
+                Err(FsError::Foreign(_)) => foreign.push((name, image)),
+                _ => {}
+            }
+        }
+        // Only when it has to be: each starts a machine.
+        let foreign = if found.is_empty() { foreign } else { Vec::new() };
+        for (name, image) in foreign {
+            match self.file_system(&image) {
+                Ok(fs) if is_root(&*fs) => found.push((name, fs)),
+                Ok(_) => {}
+                Err(e) => drop(unread.get_or_insert(e)),
             }
         }
         let names = found.iter().map(|(name, _)| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         match found.len() {
             1 => found.pop().ok_or_else(|| FsError::Missing("/".to_owned())),
+            0 if unread.is_some() => Err(unread.unwrap_or_else(|| FsError::Missing("/".to_owned()))),
             0 => Err(FsError::Unsupported(
                 "no file system on the archive's disks looks like the root of a system; begin the path with a disk"
                     .into(),
@@ -181,9 +209,13 @@ impl Machine {
     }
 }
 
-/// The file system on a disk, partition or volume, which is named if there is none.
-fn file_system(image: &Arc<dyn Image>) -> Result<Arc<dyn FileSystem>, FsError> {
-    files::open(image.clone()).map_err(|e| about(image.name(), e))
+/// Whether this looks like the root of a system.
+fn is_root(fs: &dyn FileSystem) -> bool {
+    let has =
+        |path: &[u8], kind| resolve(fs, path, true).and_then(|node| fs.metadata(node)).is_ok_and(|m| m.kind == kind);
+    has(b"etc/fstab", FileKind::File)
+        || has(b"etc/os-release", FileKind::File)
+        || has(b"Windows/System32", FileKind::Directory)
 }
 
 /// An error, and what it is about.

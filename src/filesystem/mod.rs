@@ -11,6 +11,7 @@ mod error;
 mod ext;
 mod fat;
 mod files;
+mod guestfish;
 mod lvm;
 mod machine;
 mod ntfs;
@@ -23,6 +24,7 @@ pub use error::FsError;
 #[doc(hidden)]
 pub use files::read_everything;
 pub use files::{Entry, FileKind, FileSystem, Metadata, Node, lookup, open, resolve};
+pub use guestfish::Guestfish;
 pub use lvm::{LogicalVolume, VolumeGroup, volume_groups};
 pub use machine::{Machine, Place};
 pub use partition::{Partition, Table, partition_table, partitions};

@@ -17,16 +17,19 @@ pub enum Found {
     Ntfs,
     /// An LVM physical volume.
     Lvm,
-    /// Something that is known by name only: a file system that is not read here, or no file system.
+    /// A file system that is known by its signature only, with its article: `an XFS file system`.
+    Foreign(&'static str),
+    /// Something that is known by its signature and is no file system: `swap space`.
     Named(&'static str),
     /// Nothing that is known, which may be nothing at all.
     Unknown,
 }
 
-/// Signatures: offset, bytes, what they mean.
-const SIGNATURES: [(u64, &[u8], &str); 22] = [
-    (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
-    (3, b"-FVE-FS-", "an encrypted volume (BitLocker)"),
+/// Offset, bytes, what they mean.
+type Signature = (u64, &'static [u8], &'static str);
+
+/// File systems that are not read here.
+const FOREIGN: [Signature; 14] = [
     (0, b"XFSB", "an XFS file system"),
     (0x1_0040, b"_BHRfS_M", "a btrfs file system"),
     (3, b"EXFAT   ", "an exFAT file system"),
@@ -34,7 +37,6 @@ const SIGNATURES: [(u64, &[u8], &str); 22] = [
     (1024, b"\x10\x20\xf5\xf2", "an F2FS file system"),
     (1024, b"H+\0\x04", "an HFS+ file system"),
     (1024, b"HX\0\x05", "an HFS+ file system"),
-    (32, b"NXSB", "an APFS container"),
     (0x1_0034, b"ReIsEr", "a ReiserFS file system"),
     (0x8000, b"JFS1", "a JFS file system"),
     (0x1_055c, b"\x19\x01\x54\x19", "a UFS file system"),
@@ -42,6 +44,13 @@ const SIGNATURES: [(u64, &[u8], &str); 22] = [
     (0x8001, b"CD001", "an ISO 9660 file system"),
     (0, b"hsqs", "a SquashFS file system"),
     (1024, b"\xe2\xe1\xf5\xe0", "an EROFS file system"),
+];
+
+/// What is no file system.
+const NAMED: [Signature; 8] = [
+    (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
+    (3, b"-FVE-FS-", "an encrypted volume (BitLocker)"),
+    (32, b"NXSB", "an APFS container"),
     (4086, b"SWAPSPACE2", "swap space"),
     (4086, b"SWAP-SPACE", "swap space"),
     (8182, b"SWAPSPACE2", "swap space"),
@@ -55,9 +64,12 @@ const SIGNATURES: [(u64, &[u8], &str); 22] = [
 /// When it cannot be read.
 pub fn probe(image: &Arc<dyn Image>) -> Result<Found, FsError> {
     let head = read(image, 0, 0x1_1000)?;
-    let named = SIGNATURES.iter().find(|(offset, signature, _)| is_at(&head, *offset as usize, signature));
-    if let Some((_, _, what)) = named {
+    let known = |(offset, signature, _): &&Signature| is_at(&head, *offset as usize, signature);
+    if let Some((_, _, what)) = NAMED.iter().find(known) {
         return Ok(Found::Named(what));
+    }
+    if let Some((_, _, what)) = FOREIGN.iter().find(known) {
+        return Ok(Found::Foreign(what));
     }
     if is_at(&head, 3, b"NTFS    ") {
         return Ok(Found::Ntfs);

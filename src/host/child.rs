@@ -218,8 +218,11 @@ fn wait(pipes: &[Pipe], most: Duration) -> io::Result<()> {
     }
 }
 
-/// Ends a command and all it started.
-fn end_group(child: &mut Child) -> io::Result<()> {
+/// Ends a command, which has a process group of its own, and all it started.
+///
+/// # Errors
+/// When it cannot be told.
+pub fn end_group(child: &mut Child) -> io::Result<()> {
     let group = group(child)?;
     signal_group(group, Signal::SIGTERM)?;
     let give_up = Instant::now() + TERM_GRACE;

@@ -6,9 +6,11 @@ pub mod bridge;
 mod cancel;
 pub mod child;
 pub mod files;
+mod private;
 pub mod procfs;
 pub mod sys;
 pub use cancel::Cancel;
+pub use private::private_directory;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

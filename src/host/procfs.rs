@@ -27,17 +27,36 @@ pub fn is_alive(pid: u32, start: u64) -> bool {
     parse_start_time(&stat) == Some(start) && !is_exiting(&stat)
 }
 
+/// The processes of a process group.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn members(group: u32) -> io::Result<Vec<u32>> {
+    let of_group = |pid: &u32| {
+        // One that has ended meanwhile is no member any more.
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        fields(&stat).get(2).and_then(|field| field.parse().ok()) == Some(group)
+    };
+    let names = std::fs::read_dir("/proc")?.flatten().map(|entry| entry.file_name());
+    Ok(names.filter_map(|name| name.to_str()?.parse().ok()).filter(of_group).collect())
+}
+
+/// The fields of `/proc/<pid>/stat` from the third on. The program name in field 2 may hold blanks and brackets; what follows
+/// the last bracket is plain.
+fn fields(stat: &str) -> Vec<&str> {
+    stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect()
+}
+
 /// The state (field 3) of a zombie, or the flag (field 9) of a process on its way there.
 fn is_exiting(stat: &str) -> bool {
     const PF_EXITING: u64 = 4;
-    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace().collect();
+    let fields = fields(stat);
     let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok());
     matches!(fields.first(), Some(&("Z" | "X"))) || flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
-/// The program name in field 2 may hold blanks and brackets; what follows the last bracket is plain.
 fn parse_start_time(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    fields(stat).get(19)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -56,6 +75,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let start = start_time(child.id()).unwrap();
         assert!(is_alive(child.id(), start) && !is_alive(child.id(), start + 1));
+        let group = nix::unistd::getpgrp().as_raw() as u32;
+        assert!(members(group).unwrap().contains(&child.id()));
         child.kill().unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while is_alive(child.id(), start) {

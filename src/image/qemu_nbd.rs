@@ -5,9 +5,8 @@
 //! it is gone, because the death signal is tied to the thread that forked, not to the process.
 
 use std::ffi::OsStr;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::host::{Host, procfs};
+use crate::host::{Host, private_directory};
 
 /// How long the child may take until its socket answers; opening a disk on a slow network storage takes a while.
 const START: Duration = Duration::from_secs(60);
@@ -92,26 +91,6 @@ impl Drop for QemuNbd {
             drop(keeper.join());
         }
     }
-}
-
-/// How the directory of a socket begins; the process it belongs to follows.
-const PREFIX: &str = "vzkeep-nbd-";
-
-/// A directory for the socket. Those of killed runs are removed: they are known by the process in their name.
-fn private_directory() -> io::Result<TempDir> {
-    for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let mut owner = name.strip_prefix(PREFIX).unwrap_or_default().split('-');
-        let number = |word: Option<&str>| word.and_then(|w| w.parse::<u64>().ok());
-        let (Some(pid), Some(start)) = (number(owner.next()), number(owner.next())) else { continue };
-        if !u32::try_from(pid).is_ok_and(|pid| procfs::is_alive(pid, start)) {
-            // Somebody else may be removing it, too; what stays is an empty directory.
-            std::fs::remove_dir_all(entry.path()).unwrap_or_default();
-        }
-    }
-    let pid = std::process::id();
-    let prefix = format!("{PREFIX}{pid}-{}-", procfs::start_time(pid)?);
-    tempfile::Builder::new().prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir()
 }
 
 fn command(host: &Host, path: &Path, format: &str, read_only: bool, socket: &Path, said: &File) -> io::Result<Command> {

@@ -20,6 +20,7 @@ pub mod diary_check;
 pub mod guest;
 pub mod guest_image;
 pub mod guest_kernel;
+pub mod guestfish;
 pub mod leash;
 pub mod mounted;
 pub mod nasty;

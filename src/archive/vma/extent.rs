@@ -88,8 +88,8 @@ fn zero_mask(cluster: &[u8]) -> u16 {
     mask
 }
 
-/// Folds before it compares: one branch for 256 bytes, and the fold is vectorised.
-fn is_zero(block: &[u8]) -> bool {
+/// Whether all bytes are zero. Folds before it compares: one branch for 256 bytes, and the fold is vectorised.
+pub fn is_zero(block: &[u8]) -> bool {
     let (chunks, rest) = block.as_chunks::<256>();
     let chunk_is_zero =
         |chunk: &[u8; 256]| chunk.as_chunks::<16>().0.iter().fold(0, |or, word| or | u128::from_ne_bytes(*word)) == 0;

@@ -12,7 +12,7 @@ mod seen;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use extent::{Cluster, Encoded, ExtentHead, Piece, encode_extent, encode_zero_extent};
+pub use extent::{Cluster, Encoded, ExtentHead, Piece, encode_extent, encode_zero_extent, is_zero};
 pub use header::Header;
 pub(crate) use map::{ClusterMap, MAX_MAP, Place, Scanner};
 pub use reader::{Checker, Reader};

@@ -8,6 +8,7 @@ use super::outlet::{Marks, Outlet, Way, WriteError};
 use super::{Failed, Shown, interrupted, last_name};
 use crate::archive::ArchiveError;
 use crate::archive::tar::{Kind, Listed, Member, MemberError, TarArchive, components, normal, printable};
+use crate::archive::vma::is_zero;
 use crate::host::Cancel;
 
 /// Bytes that are read at once; holes of that size stay holes.
@@ -153,7 +154,7 @@ fn copy(
         interrupted(cancel)?;
         let len = buf.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
         content.read_exact(&mut buf[..len]).map_err(|source| Failed::Content { offset: at, source })?;
-        if buf[..len].iter().fold(0, |sum, byte| sum | byte) != 0 {
+        if !is_zero(&buf[..len]) {
             file.write_all_at(&buf[..len], at).map_err(failed)?;
         }
         at += len as u64;

@@ -11,12 +11,15 @@ use super::outlet::{Marks, Outlet, Way, WriteError};
 use super::{Failed, Shown, interrupted, last_name};
 use crate::archive::VmaArchive;
 use crate::archive::tar::{MemberError, printable};
-use crate::filesystem::{Content, FileKind, FileSystem, FsError, Machine, Metadata, Node, Place, resolve};
+use crate::archive::vma::is_zero;
+use crate::filesystem::{Content, FileKind, FileSystem, FsError, Guestfish, Machine, Metadata, Node, Place, resolve};
 use crate::host::{Cancel, Host};
 use crate::mount::beside;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
+/// Zeros of so many bytes become a hole.
+const HOLE: usize = 64 << 10;
 /// Files of several names whose first name is remembered.
 const MOST_LINKS: usize = 1 << 20;
 
@@ -45,12 +48,12 @@ enum Found {
 }
 
 impl Vm {
-    pub fn new(archive: &Arc<VmaArchive>, path: &Path, cancel: &Cancel) -> Self {
+    pub fn new(host: &Host, archive: &Arc<VmaArchive>, path: &Path, cancel: &Cancel) -> Self {
         let files = archive.header().configs.iter().map(|(name, content)| (name.clone(), content.clone())).collect();
         let beside = beside::files(path).into_iter().filter(|(_, path)| path.is_file()).collect();
         Self {
             name: archive.name().to_owned(),
-            machine: Machine::new(archive.disks()),
+            machine: Machine::new(archive.disks(), Guestfish::new(host, cancel)),
             files,
             beside,
             time: archive.header().ctime,
@@ -69,7 +72,12 @@ impl Vm {
         match error {
             FsError::Missing(name) => MemberError::Missing { archive, name }.into(),
             FsError::Unfit { path: name, what } => MemberError::Unfit { archive, name, what }.into(),
-            FsError::About { ref name, ref source } if matches!(**source, FsError::Foreign(_)) => {
+            FsError::Guestfish(_) | FsError::Image(_) | FsError::About { .. } if self.cancel.is_set() => {
+                Failed::Interrupted
+            }
+            FsError::About { ref name, ref source }
+                if matches!(**source, FsError::NoGuestfish(_) | FsError::Refused { .. }) =>
+            {
                 let file = name.replace('/', ".");
                 let hint = format!(
                     "{error}; 'vzkeep mount {archive} DIR' makes it a file, which 'mount -o ro,loop DIR/{file}.raw DIR2' shows"
@@ -100,7 +108,8 @@ impl Vm {
         match place.map_err(|e| self.failed(e))? {
             Place::Level(names) => Ok(Found::Level(names)),
             Place::Files(fs, way) => {
-                self.notes.borrow_mut().extend(fs.note());
+                let new = fs.note().filter(|note| !self.notes.borrow().contains(note));
+                self.notes.borrow_mut().extend(new);
                 let node = resolve(&*fs, &way, follow).map_err(|e| match e {
                     // The whole path, as it was asked for.
                     FsError::Missing(_) => self.failed(FsError::Missing(printable(path))),
@@ -164,6 +173,7 @@ impl Vm {
     fn walk(&self, fs: &dyn FileSystem, top: Node, recursive: bool, each: &mut Each<'_>) -> Result<(), Failed> {
         let (mut ahead, mut seen) = (vec![(Way::new(), top)], HashSet::from([top]));
         while let Some((way, node)) = ahead.pop() {
+            interrupted(&self.cancel)?;
             let mut entries = match fs.read_dir(node) {
                 Ok(entries) => entries,
                 Err(e) => {
@@ -208,6 +218,7 @@ impl Vm {
         let content = fs.open(node).map_err(|e| self.failed(e))?;
         let (mut at, mut buf) = (0, vec![0; PIECE]);
         while at < content.size() {
+            interrupted(&self.cancel)?;
             let count = content.read_at(&mut buf, at).map_err(|e| self.failed(e))?;
             out.write_all(&buf[..count])?;
             at += count as u64;
@@ -300,7 +311,12 @@ impl Vm {
             interrupted(&self.cancel)?;
             let len = buf.len().min(usize::try_from(data.end - data.start).unwrap_or(usize::MAX));
             let count = content.read_at(&mut buf[..len], data.start).map_err(|e| self.failed(e))?;
-            file.write_all_at(&buf[..count], data.start).map_err(failed)?;
+            // Not every reader knows where the holes are.
+            for (number, piece) in buf[..count].chunks(HOLE).enumerate() {
+                if !is_zero(piece) {
+                    file.write_all_at(piece, data.start + (number * HOLE) as u64).map_err(failed)?;
+                }
+            }
             at = data.start + count as u64;
         }
         Ok(())
@@ -311,5 +327,5 @@ impl Vm {
 pub(super) fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<(Vm, Option<String>), Failed> {
     let archive = VmaArchive::open(host, path, cancel).map_err(MemberError::from)?;
     let note = archive.note().map(str::to_owned);
-    Ok((Vm::new(&archive, path, cancel), note))
+    Ok((Vm::new(host, &archive, path, cancel), note))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::*;
-use crate::filesystem::{Machine, Place};
+use crate::filesystem::{Guestfish, Machine, Place};
 use crate::image::{MemImage, RawImage};
 
 const MIB: u64 = 1 << 20;
@@ -146,7 +146,8 @@ fn a_file_system_in_a_volume() {
     File::create(&file).unwrap().set_len(12 * MIB).unwrap();
     assert!(Command::new("mke2fs").args(["-q", "-F", "-d"]).arg(&tree).arg(&file).status().unwrap().success());
     write(&group.path(0), MIB, &std::fs::read(&file).unwrap());
-    let machine = Machine::new(group.disks());
+    let host = crate::host::Host::from_env();
+    let machine = Machine::new(group.disks(), Guestfish::new(&host, &crate::host::Cancel::new()));
     let level = |path: &str| match machine.place(path.as_bytes()).unwrap() {
         Place::Level(names) => names.into_iter().map(|(name, _)| name).collect::<Vec<_>>(),
         Place::Files(..) => panic!("{path}"),
