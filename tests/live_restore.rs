@@ -270,6 +270,30 @@ fn an_old_guest_is_there_again_unless_the_new_one_is_complete() -> Result<()> {
 }
 
 #[test]
+fn the_archive_may_be_anyones() -> Result<()> {
+    let test = "the_archive_may_be_anyones";
+    if !lab::require(test, &["zstd", "gzip", "lzop"]) {
+        return Ok(());
+    }
+    let Some((node, archive, disks)) = small(test, "0")? else { return Ok(()) };
+    // One stream without any index of ours.
+    for (program, suffix) in [("zstd", "zst"), ("gzip", "gz"), ("lzop", "lzo")] {
+        let packed = archive.with_file_name(format!("foreign.vma.{suffix}"));
+        let output = std::process::Command::new(program).args(["-q", "-c"]).arg(&archive).output()?;
+        ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        std::fs::write(&packed, output.stdout)?;
+        let mut run = begun(&node, &shown(&node.inner(&packed)), &["--force", "1"])?;
+        // It is there before its data is.
+        ensure!(run.is_running()? && node.qemu_pid(300).is_some(), "{program}: no guest");
+        let output = finish(&node, run)?;
+        ensure!(output.code == 0, "{program}: exit {}: {}", output.code, output.stderr);
+        node.ok("qm", &["stop", "300"])?;
+        assert_restored(&node, &disks).with_context(|| program)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_restored_so_is_refused_or_leaves_nothing() -> Result<()> {
     let test = "what_cannot_be_restored_so_is_refused_or_leaves_nothing";
     let Some((node, archive, _)) = small(test, "zstd")? else { return Ok(()) };
