@@ -3,12 +3,12 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::ArchiveCause;
-use super::seek::{Beside, Fingerprint, Method, Seekable, Sink, scan};
+use super::seek::{Beside, Extra, Fingerprint, Kept, Method, Points, Seekable, Sink, scan};
 use super::vma::{ClusterMap, Header, Scanner};
 use crate::archive::bytes::Reading;
 use crate::host::{Cancel, Host, files};
@@ -43,9 +43,10 @@ pub(super) struct Foreign<'a> {
 impl Foreign<'_> {
     /// The archive of a virtual machine: its header, the map of its clusters and its data.
     pub(super) fn vma(&mut self) -> Result<(Header, ClusterMap, Seekable), ArchiveCause> {
-        if let Some((bytes, map)) = self.kept(VMA)? {
+        if let Some((bytes, mut map)) = self.kept(VMA)? {
             let header = Header::read(&mut Reading { bytes: &bytes, offset: 0 }).ok().map(|(header, _)| header);
-            let map = header.as_ref().and_then(|header| ClusterMap::decode(header, &map));
+            let len = map.limit();
+            let map = header.as_ref().and_then(|header| ClusterMap::decode(header, &mut map, len).ok().flatten());
             if let Some((header, map)) = header.zip(map) {
                 return Ok((header, map, bytes));
             }
@@ -62,9 +63,9 @@ impl Foreign<'_> {
         if let Some(wrong) = wrong {
             return Err(wrong.into());
         }
-        let (beside, made_of) = passed?;
+        let (points, made_of) = passed?;
         let (header, map) = scanner.finish()?;
-        let bytes = self.finish(beside, &made_of, VMA, || map.encode())?;
+        let bytes = self.finish(points, &made_of, &Clusters(&map))?;
         Ok((header, map, bytes))
     }
 
@@ -76,13 +77,13 @@ impl Foreign<'_> {
         if self.first == FirstPass::Never {
             return Ok(None);
         }
-        let (beside, made_of) = self.pass(&mut |_| Ok(()))?;
-        self.finish(beside, &made_of, TAR, Vec::new).map(Some)
+        let (points, made_of) = self.pass(&mut |_| Ok(()))?;
+        self.finish(points, &made_of, &TAR.to_vec()).map(Some)
     }
 
     /// What is kept beside the archive about one of this kind, and our bytes in it.
-    fn kept(&mut self, kind: &[u8; 4]) -> Result<Option<(Seekable, Vec<u8>)>, ArchiveCause> {
-        let mut beside = match Beside::load(self.path, &self.file) {
+    fn kept(&mut self, kind: &[u8; 4]) -> Result<Option<(Seekable, Kept)>, ArchiveCause> {
+        let beside = match Beside::load(self.path, &self.file) {
             Ok(None) => return Ok(None),
             Ok(Some(beside)) if beside.points.method() == self.method => beside,
             Ok(Some(_)) => {
@@ -94,14 +95,13 @@ impl Foreign<'_> {
                 return Ok(None);
             }
         };
-        if !beside.extra.starts_with(kind) {
+        let (mut ours, mut found) = (beside.extra, [0; 4]);
+        if ours.read_exact(&mut found).is_err() || found != *kind {
             self.unusable(&"was made of another kind of archive");
             return Ok(None);
         }
-        let mut ours = std::mem::take(&mut beside.extra);
-        ours.drain(..kind.len());
         self.note = beside.points.notes().first().cloned();
-        Ok(Some((self.seekable(beside)?, ours)))
+        Ok(Some((self.seekable(beside.points)?, ours)))
     }
 
     fn unusable(&mut self, why: &dyn Display) {
@@ -109,7 +109,7 @@ impl Foreign<'_> {
         self.note = Some(format!("'{}' {why}; the archive is read without it", beside.display()));
     }
 
-    fn pass(&mut self, sink: Sink<'_>) -> Result<(Beside, Fingerprint), ArchiveCause> {
+    fn pass(&mut self, sink: Sink<'_>) -> Result<(Points, Fingerprint), ArchiveCause> {
         if self.first == FirstPass::Never {
             return Err(ArchiveCause::Open(io::ErrorKind::Unsupported.into()));
         }
@@ -117,21 +117,14 @@ impl Foreign<'_> {
         let file = self.file.try_clone().map_err(ArchiveCause::Open)?;
         let (points, done) = scan(self.host, &(Arc::new(file) as _), self.method, sink, self.cancel);
         done?;
-        Ok((Beside { points, extra: Vec::new() }, made_of))
+        Ok((points, made_of))
     }
 
     /// Keeps what a pass found, if that is wanted. That it cannot be kept is no reason not to read the archive.
-    fn finish(
-        &mut self,
-        mut beside: Beside,
-        made_of: &Fingerprint,
-        kind: &[u8; 4],
-        ours: impl FnOnce() -> Vec<u8>,
-    ) -> Result<Seekable, ArchiveCause> {
-        let mut notes: Vec<_> = self.note.take().into_iter().chain(beside.points.notes().first().cloned()).collect();
+    fn finish(&mut self, points: Points, made_of: &Fingerprint, ours: &dyn Extra) -> Result<Seekable, ArchiveCause> {
+        let mut notes: Vec<_> = self.note.take().into_iter().chain(points.notes().first().cloned()).collect();
+        let beside = Beside { points, extra: ours };
         if self.first == FirstPass::Keep {
-            beside.extra = ours();
-            beside.extra.splice(0..0, kind.iter().copied());
             match beside.save(self.path, &self.file, made_of) {
                 Ok(true) => {}
                 Ok(false) => notes.push("the archive was changed while it was read; its index is not kept".into()),
@@ -142,11 +135,25 @@ impl Foreign<'_> {
             }
         }
         self.note = (!notes.is_empty()).then(|| notes.join("; "));
-        self.seekable(beside)
+        self.seekable(beside.points)
     }
 
-    fn seekable(&self, beside: Beside) -> Result<Seekable, ArchiveCause> {
+    fn seekable(&self, points: Points) -> Result<Seekable, ArchiveCause> {
         let file = self.file.try_clone().map_err(ArchiveCause::Open)?;
-        Ok(Seekable::new(self.host, Arc::new(file), beside.points, self.cancel))
+        Ok(Seekable::new(self.host, Arc::new(file), points, self.cancel))
+    }
+}
+
+/// What is kept of a virtual machine's archive.
+struct Clusters<'a>(&'a ClusterMap);
+
+impl Extra for Clusters<'_> {
+    fn count(&self) -> u64 {
+        VMA.len() as u64 + self.0.encoded_len()
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(VMA)?;
+        self.0.encode(out)
     }
 }

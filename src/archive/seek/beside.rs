@@ -8,27 +8,29 @@
 //!
 //! It is only good for the archive it was made of. Whatever does not fit is refused, and the archive read anew.
 
+mod parse;
+
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Take, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use md5::{Digest, Md5};
 
-use super::points::{Entry, MAX_PIECE, MAX_PIECES, MAX_POINTS, MAX_WEIGHT, MAX_WINDOW, PIECE, Point, Points};
-use super::{Method, gzip};
+use super::Method;
+use super::points::{Entry, MAX_WEIGHT, Points};
 use crate::archive::vma::MAX_MAP;
 use crate::host::files;
+use parse::{Fields, check};
 
 /// What follows the archive's name.
 pub const SUFFIX: &str = ".idx";
 const MAGIC: &[u8; 8] = b"vzkeepAP";
 const VERSION: u32 = 1;
 const HEAD: usize = 16;
+const BUFFER: usize = 256 << 10;
 /// Bytes of the longest file that is read: access points, the map of a machine's clusters, and some small things.
 const LONGEST: u64 = MAX_WEIGHT + MAX_MAP as u64 + (1 << 20);
-/// Bytes of the longest dictionary without its content: a Huffman tree, three tables, three offsets.
-const MAX_HEAD: usize = 1024;
 /// Bytes of the archive's start and end that make its fingerprint, and of samples in between.
 const ENDS: u64 = 64 << 10;
 const SAMPLE: u64 = 4 << 10;
@@ -73,12 +75,47 @@ impl Fingerprint {
 
 /// What is kept beside an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beside {
+pub struct Beside<E = Vec<u8>> {
     /// Access points and checksums.
     pub points: Points,
     /// The caller's: a map of clusters.
-    pub extra: Vec<u8>,
+    pub extra: E,
 }
+
+/// Bytes of the caller's that can be written without being there all at once: a map of clusters may have 96 MiB.
+pub trait Extra {
+    /// How many there are.
+    fn count(&self) -> u64;
+
+    /// Writes them.
+    ///
+    /// # Errors
+    /// As `out`.
+    fn write(&self, out: &mut dyn Write) -> io::Result<()>;
+}
+
+impl Extra for Vec<u8> {
+    fn count(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(self)
+    }
+}
+
+impl<E: Extra + ?Sized> Extra for &E {
+    fn count(&self) -> u64 {
+        (**self).count()
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        (**self).write(out)
+    }
+}
+
+/// The caller's bytes in an open file, still to be read.
+pub type Kept = Take<BufReader<File>>;
 
 /// There is a file beside the archive, but it is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -112,85 +149,96 @@ impl Beside {
     ///
     /// # Errors
     /// When there is something that cannot be used.
-    pub fn load(path: &Path, file: &File) -> Result<Option<Self>, BesideError> {
-        let path = Self::path(path);
-        let meta = match std::fs::metadata(&path) {
+    pub fn load(path: &Path, file: &File) -> Result<Option<Beside<Kept>>, BesideError> {
+        // A pipe is not waited for.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(Self::path(path));
+        let mut kept = match opened {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            meta => meta?,
+            kept => kept?,
         };
+        let meta = kept.metadata()?;
         if !meta.is_file() || meta.len() > LONGEST {
             return Err(BesideError::Unknown);
         }
-        let mut bytes = std::fs::read(path)?;
-        let (points, made_of, extra) = parts(&bytes)?;
-        // A large map is there only once.
-        bytes.drain(..bytes.len() - extra.len());
-        bytes.shrink_to_fit();
-        let beside = Self { points, extra: bytes };
+        // Twice: nothing in it is looked at before all of it is known to be what was written.
+        check(&mut (&kept).take(meta.len()))?;
+        kept.seek(SeekFrom::Start(HEAD as u64))?;
+        let mut fields = Fields { from: BufReader::with_capacity(BUFFER, kept), left: meta.len() - HEAD as u64 };
+        let (points, made_of) = fields.parts()?;
         // The archive is asked last: it may lie on a slow disk.
         if Fingerprint::of(file)? != made_of {
             return Err(BesideError::Stale);
         }
-        Ok(Some(beside))
+        Ok(Some(Beside { points, extra: fields.from.take(fields.left) }))
     }
 
     /// Reads what [`Beside::bytes`] made.
     ///
     /// # Errors
     /// When it is anything else.
-    pub fn parse(bytes: &[u8]) -> Result<(Self, Fingerprint), BesideError> {
-        let (points, made_of, extra) = parts(bytes)?;
-        Ok((Self { points, extra: extra.to_vec() }, made_of))
+    pub fn parse(mut bytes: &[u8]) -> Result<(Self, Fingerprint), BesideError> {
+        check(&mut &*bytes)?;
+        bytes = &bytes[HEAD..];
+        let left = bytes.len() as u64;
+        let mut fields = Fields { from: &mut bytes, left };
+        let (points, made_of) = fields.parts()?;
+        Ok((Self { points, extra: bytes.to_vec() }, made_of))
     }
+}
 
+impl<E: Extra> Beside<E> {
     /// The content of the file for an archive that had `made_of` before and after it was read.
     pub fn bytes(&self, made_of: &Fingerprint) -> Vec<u8> {
+        let mut body = Vec::new();
+        // A vector takes everything.
+        let sum = self.write(made_of, &mut body).unwrap_or_default();
+        [&head(sum)[..], &body].concat()
+    }
+
+    /// Writes all that follows the head; returns its checksum.
+    fn write(&self, made_of: &Fingerprint, out: &mut dyn Write) -> io::Result<u32> {
+        let mut out = BufWriter::new(Summed { out, sum: crc32fast::Hasher::new() });
         let points = &self.points;
-        let mut out = Vec::with_capacity(points.weight() as usize + self.extra.len() + 4096);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&made_of.size.to_le_bytes());
-        out.extend_from_slice(&made_of.seconds.to_le_bytes());
-        out.extend_from_slice(&made_of.nanoseconds.to_le_bytes());
-        out.extend_from_slice(&made_of.sample);
-        out.push(match points.method {
+        out.write_all(&made_of.size.to_le_bytes())?;
+        out.write_all(&made_of.seconds.to_le_bytes())?;
+        out.write_all(&made_of.nanoseconds.to_le_bytes())?;
+        out.write_all(&made_of.sample)?;
+        let method = match points.method {
             Method::Zstd => 0,
             Method::Gzip => 1,
             Method::Lzop => 2,
-        });
-        out.push(points.piece as u8);
-        out.extend_from_slice(&points.raw.to_le_bytes());
-        out.extend_from_slice(&(points.sums.len() as u32).to_le_bytes());
-        points.sums.iter().for_each(|sum| out.extend_from_slice(&sum.to_le_bytes()));
-        out.extend_from_slice(&(points.points.len() as u32).to_le_bytes());
+        };
+        out.write_all(&[method, points.piece as u8])?;
+        out.write_all(&points.raw.to_le_bytes())?;
+        out.write_all(&(points.sums.len() as u32).to_le_bytes())?;
+        points.sums.iter().try_for_each(|sum| out.write_all(&sum.to_le_bytes()))?;
+        out.write_all(&(points.points.len() as u32).to_le_bytes())?;
         for point in &points.points {
-            out.extend_from_slice(&point.packed.to_le_bytes());
-            out.extend_from_slice(&point.raw.to_le_bytes());
+            out.write_all(&point.packed.to_le_bytes())?;
+            out.write_all(&point.raw.to_le_bytes())?;
             match &point.entry {
-                Entry::Start => out.push(0),
+                Entry::Start => out.write_all(&[0])?,
                 Entry::Zstd { head, window, window_byte, checksum } => {
-                    out.extend_from_slice(&[1, *window_byte, u8::from(*checksum)]);
-                    string(&mut out, head);
-                    string(&mut out, window);
+                    out.write_all(&[1, *window_byte, u8::from(*checksum)])?;
+                    string(&mut out, head)?;
+                    string(&mut out, window)?;
                 }
                 Entry::Gzip { bits, held, window } => {
-                    out.extend_from_slice(&[2, *bits, *held]);
-                    string(&mut out, window);
+                    out.write_all(&[2, *bits, *held])?;
+                    string(&mut out, window)?;
                 }
                 Entry::Lzop { header } => {
-                    out.push(3);
-                    out.extend_from_slice(&header.to_le_bytes());
+                    out.write_all(&[3])?;
+                    out.write_all(&header.to_le_bytes())?;
                 }
             }
         }
-        out.push(points.notes.len() as u8);
-        points.notes.iter().for_each(|note| string(&mut out, note.as_bytes()));
-        out.extend_from_slice(&(self.extra.len() as u64).to_le_bytes());
-        out.extend_from_slice(&self.extra);
-        let sum = crc32fast::hash(&out[HEAD..]);
-        out[12..HEAD].copy_from_slice(&sum.to_le_bytes());
-        out
+        out.write_all(&[points.notes.len() as u8])?;
+        points.notes.iter().try_for_each(|note| string(&mut out, note.as_bytes()))?;
+        out.write_all(&self.extra.count().to_le_bytes())?;
+        self.extra.write(&mut out)?;
+        out.flush()?;
+        Ok(out.get_ref().sum.clone().finalize())
     }
 
     /// Writes the file beside the archive at `path`, which is open as `file` and had `made_of` before it was read. What it
@@ -203,13 +251,15 @@ impl Beside {
         if Fingerprint::of(file)? != *made_of {
             return Ok(false);
         }
-        let target = Self::path(path);
+        let target = Beside::path(path);
         files::remove_stale(&target);
         let beside = files::beside(&target);
         let written = (|| {
             let mut open = OpenOptions::new();
             let mut new = open.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-            new.write_all(&self.bytes(made_of))?;
+            new.write_all(&head(0))?;
+            let sum = self.write(made_of, &mut new)?;
+            new.write_all_at(&head(sum), 0)?;
             let meta = file.metadata()?;
             // Who cannot give it to the archive's owner keeps it for himself.
             if fchown(&new, Some(meta.uid()), Some(meta.gid())).is_ok() {
@@ -228,152 +278,34 @@ impl Beside {
     }
 }
 
-/// What is in a file; the caller's bytes are its end.
-fn parts(bytes: &[u8]) -> Parsed<(Points, Fingerprint, &[u8])> {
-    let head = bytes.first_chunk::<HEAD>().filter(|head| head.starts_with(MAGIC)).ok_or(BesideError::Unknown)?;
-    let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-    if version != VERSION {
-        return Err(BesideError::Version(version));
-    }
-    if crc32fast::hash(&bytes[HEAD..]) != u32::from_le_bytes([head[12], head[13], head[14], head[15]]) {
-        return Err(BesideError::Damaged("its checksum does not match"));
-    }
-    Fields { rest: &bytes[HEAD..] }.parts()
+/// What the file begins with; the checksum is that of all that follows.
+fn head(sum: u32) -> [u8; HEAD] {
+    let mut head = [0; HEAD];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head[12..].copy_from_slice(&sum.to_le_bytes());
+    head
 }
 
-fn string(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    out.extend_from_slice(bytes);
+/// Takes the checksum of what passes.
+struct Summed<'a> {
+    out: &'a mut dyn Write,
+    sum: crc32fast::Hasher,
 }
 
-/// What is left to be read.
-struct Fields<'a> {
-    rest: &'a [u8],
-}
-
-type Parsed<T> = Result<T, BesideError>;
-
-impl<'a> Fields<'a> {
-    fn bytes(&mut self, len: usize) -> Parsed<&'a [u8]> {
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(BesideError::Damaged("it is too short"))?;
-        self.rest = rest;
-        Ok(bytes)
-    }
-
-    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
-        self.bytes(N)?.try_into().map_err(|_| BesideError::Damaged("it is too short"))
-    }
-
-    fn u8(&mut self) -> Parsed<u8> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u32(&mut self) -> Parsed<u32> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Parsed<u64> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    /// A byte string of at most `most` bytes.
-    fn string(&mut self, most: usize) -> Parsed<Vec<u8>> {
-        let len = self.u32()? as usize;
-        if len > most {
-            return Err(BesideError::Damaged("impossible length"));
-        }
-        Ok(self.bytes(len)?.to_vec())
-    }
-
-    /// How many things of `size` bytes at least there are.
-    fn count(&mut self, size: usize) -> Parsed<usize> {
-        let count = self.u32()? as usize;
-        if count > self.rest.len() / size {
-            return Err(BesideError::Damaged("impossible count"));
-        }
+impl Write for Summed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.sum.update(&bytes[..count]);
         Ok(count)
     }
 
-    fn parts(mut self) -> Parsed<(Points, Fingerprint, &'a [u8])> {
-        let made_of = Fingerprint {
-            size: self.u64()?,
-            seconds: i64::from_le_bytes(self.array()?),
-            nanoseconds: self.u32()?,
-            sample: self.array()?,
-        };
-        let method = match self.u8()? {
-            0 => Method::Zstd,
-            1 => Method::Gzip,
-            2 => Method::Lzop,
-            _ => return Err(BesideError::Damaged("unknown method")),
-        };
-        let piece = u32::from(self.u8()?);
-        if !(PIECE..=MAX_PIECE).contains(&piece) {
-            return Err(BesideError::Damaged("impossible size of a piece"));
-        }
-        let raw = self.u64()?;
-        let count = self.count(4)?;
-        if count > MAX_PIECES || count as u64 != raw.div_ceil(1 << piece) {
-            return Err(BesideError::Damaged("wrong count of pieces"));
-        }
-        let sums = self.bytes(4 * count)?.chunks_exact(4);
-        let sums = sums.map(|sum| u32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]])).collect();
-        let count = self.count(17)?;
-        if count > MAX_POINTS {
-            return Err(BesideError::Damaged("impossible count"));
-        }
-        let mut points: Vec<Point> = Vec::with_capacity(count);
-        for _ in 0..count {
-            let point = self.point(method)?;
-            let fits = match points.last() {
-                None => point.raw == 0 && (matches!(point.entry, Entry::Start | Entry::Lzop { .. })),
-                Some(last) => point.raw > last.raw && point.packed > last.packed,
-            };
-            if !fits || point.raw > raw || point.packed > made_of.size {
-                return Err(BesideError::Damaged("access points out of place"));
-            }
-            points.push(point);
-        }
-        if points.is_empty() && raw > 0 {
-            return Err(BesideError::Damaged("no access points"));
-        }
-        let mut notes = Vec::new();
-        for _ in 0..self.u8()? {
-            notes.push(String::from_utf8_lossy(&self.string(4096)?).into_owned());
-        }
-        let extra = self.u64()?;
-        if extra != self.rest.len() as u64 {
-            return Err(BesideError::Damaged("wrong length"));
-        }
-        let points = Points { method, raw, piece, sums, points, notes };
-        Ok((points, made_of, self.rest))
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
+}
 
-    fn point(&mut self, method: Method) -> Parsed<Point> {
-        let (packed, raw) = (self.u64()?, self.u64()?);
-        // What zstd makes of bytes that cannot be compressed.
-        let longest = |window: usize| window + window / 128 + 64;
-        let entry = match (self.u8()?, method) {
-            (0, Method::Zstd | Method::Gzip) => Entry::Start,
-            (1, Method::Zstd) => {
-                let [window_byte, checksum] = self.array()?;
-                let (head, window) = (self.string(MAX_HEAD)?, self.string(longest(MAX_WINDOW))?);
-                if checksum > 1 {
-                    return Err(BesideError::Damaged("an access point of an unknown kind"));
-                }
-                Entry::Zstd { head, window, window_byte, checksum: checksum == 1 }
-            }
-            (2, Method::Gzip) => {
-                let [bits, held] = self.array()?;
-                let window = self.string(longest(gzip::WINDOW))?;
-                if bits > 7 || u32::from(held) >> bits != 0 {
-                    return Err(BesideError::Damaged("an access point of an unknown kind"));
-                }
-                Entry::Gzip { bits, held, window }
-            }
-            (3, Method::Lzop) => Entry::Lzop { header: self.u64()? },
-            _ => return Err(BesideError::Damaged("an access point of an unknown kind")),
-        };
-        Ok(Point { packed, raw, entry })
-    }
+fn string(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(&(bytes.len() as u32).to_le_bytes())?;
+    out.write_all(bytes)
 }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use super::packed::Method as Any;
 use crate::host::{Cancel, Host};
 
-pub use beside::{Beside, BesideError, Fingerprint, SUFFIX};
+pub use beside::{Beside, BesideError, Extra, Fingerprint, Kept, SUFFIX};
 use points::Collector;
 pub use points::Points;
 pub(crate) use reader::Seekable;

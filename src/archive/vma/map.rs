@@ -3,6 +3,8 @@
 //! Neighbouring clusters in one extent are one run of 12 bytes, and so are neighbouring ones that are zero, through all
 //! extents: an archive the stock programs made takes about 5 bytes for each MiB of data.
 
+use std::io::{self, Read, Write};
+
 use super::reader::Checker;
 use super::{BLOCK, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_HEADER, VmaError, array, be32};
 use crate::archive::Bytes;
@@ -101,37 +103,54 @@ impl ClusterMap {
 
     /// For an index file: count of extents u64, their offsets u64; count of disks u32, for each its number u32, count of runs
     /// u64, runs of three u32. Little endian.
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = (self.extents.len() as u64).to_le_bytes().to_vec();
-        self.extents.iter().for_each(|offset| out.extend_from_slice(&offset.to_le_bytes()));
+    ///
+    /// # Errors
+    /// As `out`.
+    pub(crate) fn encode(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&(self.extents.len() as u64).to_le_bytes())?;
+        self.extents.iter().try_for_each(|offset| out.write_all(&offset.to_le_bytes()))?;
         let disks: Vec<_> = self.disks.iter().enumerate().filter(|(_, runs)| !runs.is_empty()).collect();
-        out.extend_from_slice(&(disks.len() as u32).to_le_bytes());
+        out.write_all(&(disks.len() as u32).to_le_bytes())?;
         for (number, runs) in disks {
-            out.extend_from_slice(&(number as u32).to_le_bytes());
-            out.extend_from_slice(&(runs.len() as u64).to_le_bytes());
+            out.write_all(&(number as u32).to_le_bytes())?;
+            out.write_all(&(runs.len() as u64).to_le_bytes())?;
             for run in runs {
-                [run.first, run.count, run.extent].iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+                [run.first, run.count, run.extent].iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))?;
             }
         }
-        out
+        Ok(())
+    }
+
+    /// Bytes that [`ClusterMap::encode`] writes.
+    pub(crate) fn encoded_len(&self) -> u64 {
+        let disks = self.disks.iter().filter(|runs| !runs.is_empty());
+        let runs: usize = disks.map(|runs| 12 + runs.len() * RUN).sum();
+        (12 + self.extents.len() * EXTENT + runs) as u64
     }
 
     /// What [`ClusterMap::encode`] made for an archive with this header; `None` when it is anything else.
-    pub(crate) fn decode(header: &Header, mut bytes: &[u8]) -> Option<Self> {
-        let count = usize::try_from(take64(&mut bytes)?).ok()?;
-        let (offsets, mut bytes) = bytes.split_at_checked(count.checked_mul(8)?)?;
-        let extents = offsets.as_chunks().0.iter().map(|offset| u64::from_le_bytes(*offset)).collect();
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn decode(header: &Header, from: &mut dyn Read, len: u64) -> io::Result<Option<Self>> {
+        let mut words = Words { from, left: len };
         let mut disks = vec![Vec::new(); 256];
-        for _ in 0..take32(&mut bytes)? {
-            let number = u8::try_from(take32(&mut bytes)?).ok()?;
-            let runs = usize::try_from(take64(&mut bytes)?).ok()?;
-            let (runs, rest) = bytes.split_at_checked(runs.checked_mul(12)?)?;
-            bytes = rest;
-            let run = |v: &[u8; 12]| Run { first: le32(v, 0), count: le32(v, 4), extent: le32(v, 8) };
-            disks[usize::from(number)] = runs.as_chunks().0.iter().map(run).collect();
+        let Some(count) = words.count(EXTENT as u64)? else { return Ok(None) };
+        let extents = (0..count).map(|_| words.u64()).collect::<io::Result<_>>()?;
+        if words.left < 4 {
+            return Ok(None);
+        }
+        for _ in 0..words.u32()? {
+            if words.left < 12 {
+                return Ok(None);
+            }
+            let number = u8::try_from(words.u32()?).ok();
+            let Some((number, count)) = number.zip(words.count(RUN as u64)?) else { return Ok(None) };
+            let run = |_| Ok(Run { first: words.u32()?, count: words.u32()?, extent: words.u32()? });
+            disks[usize::from(number)] = (0..count).map(run).collect::<io::Result<_>>()?;
         }
         let map = Self { disks, extents };
-        (bytes.is_empty() && map.fits(header)).then_some(map)
+        Ok((words.left == 0 && map.fits(header)).then_some(map))
     }
 
     /// Whether every cluster of every disk has a place, and no other.
@@ -283,18 +302,34 @@ fn truncated(offset: u64, what: &'static str) -> VmaError {
     VmaError::Damaged { offset, damage: Damage::Truncated(what) }
 }
 
-fn take32(bytes: &mut &[u8]) -> Option<u32> {
-    let (value, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(u32::from_le_bytes(*value))
+/// Numbers that are read one after the other.
+struct Words<'a> {
+    from: &'a mut dyn Read,
+    left: u64,
 }
 
-fn take64(bytes: &mut &[u8]) -> Option<u64> {
-    let (value, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(u64::from_le_bytes(*value))
-}
+impl Words<'_> {
+    fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut array = [0; N];
+        self.left = self.left.checked_sub(N as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.from.read_exact(&mut array)?;
+        Ok(array)
+    }
 
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(array(bytes, at))
+    fn u32(&mut self) -> io::Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> io::Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// How many things of `size` bytes follow; none if there is no room for as many.
+    fn count(&mut self, size: u64) -> io::Result<Option<usize>> {
+        if self.left < 8 {
+            return Ok(None);
+        }
+        let count = self.u64()?;
+        Ok(usize::try_from(count).ok().filter(|_| count <= self.left / size))
+    }
 }

@@ -20,7 +20,12 @@ fn kept(dir: &Path, line: &str) -> Option<(PathBuf, Beside, Vec<u8>)> {
 }
 
 fn load(path: &Path) -> Result<Option<Beside>, BesideError> {
-    Beside::load(path, &File::open(path).unwrap())
+    let loaded = Beside::load(path, &File::open(path).unwrap())?;
+    Ok(loaded.map(|mut loaded| {
+        let mut extra = Vec::new();
+        std::io::Read::read_to_end(&mut loaded.extra, &mut extra).unwrap();
+        Beside { points: loaded.points, extra }
+    }))
 }
 
 #[test]
