@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -16,6 +16,9 @@ use super::{ArchiveCause, Indexed};
 /// Threads that read ahead, at most.
 const AHEAD_THREADS: usize = 4;
 
+/// Frames that are decompressed at a time, however many ask for them: each takes up to 8 MiB meanwhile.
+const MAX_UNPACKING: usize = 8;
+
 /// The frames of an archive.
 pub(super) struct Framed {
     indexed: Indexed,
@@ -23,7 +26,7 @@ pub(super) struct Framed {
     /// By number of the disk; sorted, without gaps.
     disks: Vec<Disk>,
     cache: PieceCache<Piece>,
-    unpackers: Mutex<Vec<Unpacker>>,
+    unpackers: Unpackers,
     ahead: Option<Ahead>,
 }
 
@@ -86,6 +89,56 @@ impl Piece {
     }
 }
 
+/// What decompresses, lent to as many threads as may do that at a time.
+#[derive(Default)]
+struct Unpackers {
+    state: Mutex<Lent>,
+    returned: Condvar,
+}
+
+#[derive(Default)]
+struct Lent {
+    idle: Vec<Unpacker>,
+    busy: usize,
+}
+
+impl Unpackers {
+    /// Does `work` with an unpacker, one of those that are there or one that `new` makes.
+    fn with<T>(
+        &self,
+        new: impl FnOnce() -> io::Result<Unpacker>,
+        work: impl FnOnce(&mut Unpacker) -> T,
+    ) -> io::Result<T> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.returned.wait_while(state, |lent| lent.busy == MAX_UNPACKING);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        state.busy += 1;
+        let mut loan = Loan { unpackers: self, unpacker: state.idle.pop() };
+        drop(state);
+        let unpacker = match loan.unpacker.take() {
+            Some(unpacker) => unpacker,
+            None => new()?,
+        };
+        Ok(work(loan.unpacker.insert(unpacker)))
+    }
+}
+
+/// Given back whatever becomes of the work.
+struct Loan<'a> {
+    unpackers: &'a Unpackers,
+    unpacker: Option<Unpacker>,
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        let mut state = self.unpackers.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.busy -= 1;
+        state.idle.extend(self.unpacker.take());
+        drop(state);
+        self.unpackers.returned.notify_one();
+    }
+}
+
 /// Asks other threads for frames that will be wanted.
 struct Ahead {
     sender: Sender<(u8, usize)>,
@@ -126,7 +179,7 @@ impl Framed {
                 return Err(ArchiveCause::Coverage { device: number, cluster: end });
             }
         }
-        let (cache, unpackers) = (PieceCache::new(budget), Mutex::default());
+        let (cache, unpackers) = (PieceCache::new(budget), Unpackers::default());
         Ok(Arc::new_cyclic(|framed| Self { indexed, header, disks, cache, unpackers, ahead: Ahead::start(framed) }))
     }
 
@@ -182,11 +235,11 @@ impl Framed {
     }
 
     fn unpack(&self, placed: &Placed) -> io::Result<Piece> {
-        let unpacker = self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut unpacker = unpacker.map_or_else(|| Unpacker::new(self.indexed.container), Ok)?;
         let (mut packed, mut raw) = (Vec::new(), Vec::new());
-        let unpacked = self.indexed.unpack(placed.frame, placed.offset, &mut unpacker, &mut packed, &mut raw);
-        self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
+        let unpacked = self.unpackers.with(
+            || Unpacker::new(self.indexed.container),
+            |unpacker| self.indexed.unpack(placed.frame, placed.offset, unpacker, &mut packed, &mut raw),
+        )?;
         let (frame, offset) = (placed.number as usize, placed.offset);
         unpacked.map_err(|source| io::Error::other(ArchiveCause::Frame { frame, offset, source }))?;
         self.parse(placed, raw).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, ArchiveCause::from(e)))

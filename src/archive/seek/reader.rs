@@ -19,10 +19,12 @@ use crate::archive::cache::PieceCache;
 use crate::host::{Cancel, Host};
 
 /// Bytes of decompressed data that are kept.
-const CACHE: usize = 64 << 20;
+const CACHE: usize = 48 << 20;
 /// Decoders that are left standing, and their memory.
 const MAX_STANDING: usize = 8;
-const MAX_STANDING_BYTES: u64 = 64 << 20;
+const MAX_STANDING_BYTES: u64 = 32 << 20;
+/// Threads that decompress at a time, however many want something: a decoder may take 8 MiB.
+const MAX_ACTIVE: usize = 4;
 /// Bytes before a place whose pieces are kept when they are passed.
 const KEEP: u64 = 16 << 20;
 /// Bytes that are decompressed ahead of who reads in order.
@@ -227,7 +229,7 @@ impl Inner {
                 Some(failed) => (self.earlier(&state, failed.point)?, self.points.points[failed.point].raw),
                 None => (nearest, start),
             };
-            if state.active.iter().any(|active| active.passes(point, number)) {
+            if state.active.len() == MAX_ACTIVE || state.active.iter().any(|active| active.passes(point, number)) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }

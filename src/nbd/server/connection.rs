@@ -136,20 +136,38 @@ impl<'a> Connection<'a> {
 
     /// Starts one more worker, if there may be more. Without it the client waits longer; nothing else happens.
     fn reinforce<'s>(&'s self, scope: &'s Scope<'s, '_>) {
-        let most = self.shared.settings.workers;
-        if self.workers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1)).is_err() {
-            return;
-        }
+        let settings = &self.shared.settings;
+        let own = Seat::take(&self.workers, settings.workers);
+        let Some(seats) = own.zip(Seat::take(&self.shared.helpers, settings.helpers)) else { return };
         self.idle.fetch_add(1, Ordering::SeqCst);
-        let started = std::thread::Builder::new().name("nbd worker".into()).spawn_scoped(scope, || self.work(scope));
-        if started.is_err() {
+        let work = move || {
+            let _seats = seats;
+            self.work(scope);
+        };
+        if std::thread::Builder::new().name("nbd worker".into()).spawn_scoped(scope, work).is_err() {
             self.idle.fetch_sub(1, Ordering::SeqCst);
-            self.workers.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
     fn note(&self, ended: Ended) {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(ended);
+    }
+}
+
+/// One of a limited number, as long as it is held.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl<'a> Seat<'a> {
+    /// None when all are taken.
+    fn take(taken: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let one_more = |n| (n < most).then_some(n + 1);
+        taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok().map(|_| Self(taken))
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -55,6 +55,8 @@ pub struct Settings {
     pub connections: usize,
     /// Requests of one connection that are carried out at a time. Each takes up to 256 KiB of memory.
     pub workers: usize,
+    /// Workers of all connections together, beside the first one of each.
+    pub helpers: usize,
     /// How long a client may take to choose an export.
     pub handshake: Duration,
     /// How long a client may pause in the middle of a request, or in taking an answer. Between requests it may be silent
@@ -69,6 +71,7 @@ impl Default for Settings {
         Self {
             connections: 64,
             workers: 8,
+            helpers: 96,
             handshake: Duration::from_secs(10),
             // A client that is stopped for a while, in a debugger or with its whole machine, comes back.
             patience: Duration::from_secs(10 * 60),
@@ -97,6 +100,8 @@ struct Shared {
     stopping: AtomicBool,
     /// Clients that have opened an export.
     clients: AtomicUsize,
+    /// Workers beside the first one of each connection.
+    helpers: AtomicUsize,
     connections: Mutex<HashMap<u64, Arc<UnixStream>>>,
     /// A connection is gone.
     gone: Condvar,
@@ -122,6 +127,7 @@ impl Server {
             long_read: Mutex::default(),
             stopping: AtomicBool::new(false),
             clients: AtomicUsize::new(0),
+            helpers: AtomicUsize::new(0),
             connections: Mutex::default(),
             gone: Condvar::new(),
         });

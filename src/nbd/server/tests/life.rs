@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::image::{Extent, ImageError};
+use crate::image::{Extent, ExtentKind, ImageError};
 
 fn bind_error(path: &Path) -> String {
     Listener::bind(path).unwrap_err().to_string()
@@ -82,6 +82,58 @@ fn a_disk_that_hangs_does_not_hang_the_end() {
         assert_eq!(error.to_string(), "1 connections wait for a disk that does not answer");
         assert!(read.join().unwrap().is_err());
     });
+}
+
+/// A disk that counts how many read it at a time.
+struct Busy {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Image for Arc<Busy> {
+    fn name(&self) -> &str {
+        "busy"
+    }
+
+    fn size(&self) -> u64 {
+        1 << 20
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, ImageError> {
+        Ok(vec![Extent { offset: range.start, len: range.end - range.start, kind: ExtentKind::Data }])
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), ImageError> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(100));
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn many_requests_of_many_clients_take_so_many_workers() {
+    let busy = Arc::new(Busy { now: AtomicUsize::new(0), most: AtomicUsize::new(0) });
+    let settings = Settings { workers: 4, helpers: 5, ..Settings::default() };
+    let exports = Exports::new(vec![Export::read_only("busy", Arc::new(Arc::clone(&busy)))]);
+    let mut scene = Scene::new(exports, settings);
+    for clients in [1, 4] {
+        busy.most.store(0, Ordering::SeqCst);
+        let clients: Vec<_> = (0..clients).map(|_| scene.client("busy")).collect();
+        std::thread::scope(|scope| {
+            for client in &clients {
+                (0..8).for_each(|n| {
+                    scope.spawn(move || client.read_at(&mut [0; 4096], n * 4096).unwrap());
+                });
+            }
+        });
+        // One client has its four workers; of four each has its first one, and all five helpers work.
+        let most = busy.most.load(Ordering::SeqCst);
+        assert!(if clients.len() == 1 { most == 4 } else { (5..=9).contains(&most) }, "{most}");
+    }
+    soon("the workers are gone", || scene.server.as_ref().unwrap().shared.helpers.load(Ordering::SeqCst) == 0);
+    scene.stop();
 }
 
 /// A disk whose code is broken.
