@@ -86,10 +86,10 @@ impl Guestfish {
         // A list of one server.
         let server_word = [b"server:'unix:", socket.as_os_str().as_encoded_bytes(), b"'"].concat();
         let add = command(b"add", &[b"disk", b"protocol:nbd", b"format:raw", b"readonly:true", &server_word]);
-        session.order(&add, PATIENCE)?;
-        session.order(b"run", START)?;
+        session.ask(&add, PATIENCE)?;
+        session.ask(b"run", START)?;
         // Read-only, and without believing what the file system says about devices and programs.
-        session.order(b"mount-options ro,nodev,nosuid,noexec /dev/sda /", START)?;
+        session.ask(b"mount-options ro,nodev,nosuid,noexec /dev/sda /", START)?;
         // Whoever had to connect is connected: nothing is left of the socket if we are killed.
         directory.close()?;
         Ok(Tree { session, _server: server, nodes: Vec::new(), by_file: HashMap::new() })

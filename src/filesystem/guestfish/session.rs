@@ -25,7 +25,9 @@ const LONGEST: usize = 128 << 20;
 const END: Duration = Duration::from_secs(20);
 /// Bytes of the longest line: the program's reader has room for 8 KiB.
 pub(super) const LONGEST_LINE: usize = 8000;
-/// What is said of a complaint.
+/// What tells an error from a warning.
+const ERROR: &str = "libguestfs: error: ";
+/// Letters that are said of a complaint.
 const WORDS: usize = 600;
 
 /// A command was not carried out.
@@ -84,20 +86,13 @@ impl Session {
         Ok(Self { child, stdin, stdout, complaints, heard: 0, mark, busy: false, cancel: cancel.clone() })
     }
 
-    /// Gives an order that has no answer. What it complains about is an error.
-    pub(super) fn order(&mut self, line: &[u8], limit: Duration) -> Result<(), Broken> {
-        self.exchange(line, limit)?;
-        match self.complaint()? {
-            None => Ok(()),
-            Some(complaint) => Err(Broken::Refused(complaint)),
-        }
-    }
-
-    /// Asks for something. An answer counts, whatever is complained about.
+    /// Gives a command and returns what it printed.
     pub(super) fn ask(&mut self, line: &[u8], limit: Duration) -> Result<Vec<u8>, Broken> {
         let answer = self.exchange(line, limit)?;
         match self.complaint()? {
-            Some(complaint) if answer.is_empty() => Err(Broken::Refused(complaint)),
+            // What it printed before it failed is not all of the answer.
+            Some(complaint) if complaint.contains(ERROR) => Err(Broken::Refused(plain(&complaint))),
+            // A warning, such as that there is no KVM for this user.
             _ => Ok(answer),
         }
     }
@@ -151,12 +146,12 @@ impl Session {
     /// It is of no use any more.
     fn gone(&mut self, why: &str) -> Broken {
         match self.complaint() {
-            Ok(Some(complaint)) => Broken::Ended(format!("{why}: {complaint}")),
+            Ok(Some(complaint)) => Broken::Ended(format!("{why}: {}", plain(&complaint))),
             _ => Broken::Ended(why.to_owned()),
         }
     }
 
-    /// What it complained about since this was last asked, in one line.
+    /// What it complained about since this was last asked.
     fn complaint(&mut self) -> io::Result<Option<String>> {
         // The program writes at the end of the same open file: where that is must not be changed while it may do so.
         let len = self.complaints.metadata()?.len();
@@ -166,22 +161,22 @@ impl Session {
         let mut text = vec![0; usize::try_from(len - self.heard).unwrap_or(usize::MAX).min(64 << 10)];
         std::os::unix::fs::FileExt::read_exact_at(&self.complaints, &mut text, self.heard)?;
         self.heard = len;
-        Ok(plain(&String::from_utf8_lossy(&text)))
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 }
 
-/// A complaint without what only a script needs to know.
-fn plain(text: &str) -> Option<String> {
+/// A complaint in one line, without what only a script needs to know.
+fn plain(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let line = line.trim();
-        line.split_once("libguestfs: error: ").map_or(line, |(_, what)| what)
+        line.split_once(ERROR).map_or(line, |(_, what)| what)
     });
     let mut plain = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     if let Some((end, _)) = plain.char_indices().nth(WORDS) {
         plain.truncate(end);
         plain.push_str("...");
     }
-    (!plain.is_empty()).then_some(plain)
+    plain
 }
 
 impl Drop for Session {
@@ -214,8 +209,7 @@ mod tests {
     #[test]
     fn complaints_are_one_line() {
         let text = "*stdin*:11: libguestfs: error: lstatns: /nix: No such file or directory\n\nmore\n";
-        assert_eq!(plain(text).unwrap(), "lstatns: /nix: No such file or directory; more");
-        assert_eq!(plain(" \n"), None);
-        assert_eq!(plain(&"ä".repeat(700)).unwrap(), format!("{}...", "ä".repeat(600)));
+        assert_eq!(plain(text), "lstatns: /nix: No such file or directory; more");
+        assert_eq!(plain(&"ä".repeat(700)), format!("{}...", "ä".repeat(600)));
     }
 }
