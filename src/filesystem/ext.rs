@@ -244,7 +244,8 @@ impl Ext {
         if table == 0 || table >= known.blocks {
             return Err(damaged(format!("the inodes of group {group} are said to be in block {table}")));
         }
-        let raw = self.read(table * known.block + u64::from(index) * known.inode_size, known.inode_size as usize)?;
+        let place = (table * known.block).saturating_add(u64::from(index) * known.inode_size);
+        let raw = self.read(place, known.inode_size as usize)?;
         Inode::parse(self, number, raw)
     }
 

@@ -6,6 +6,8 @@
 
 mod lznt1;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -352,10 +354,15 @@ impl FileSystem for Ntfs {
         let bitmap = self.small(all(kind::BITMAP), LARGEST_LIST)?;
         let (runs, size) = self.pieces(all(kind::INDEX), false)?;
         let mut raw = vec![0; block as usize];
+        let mut left = self.image.size() / block;
         for number in 0..(size / block).min(bitmap.len() as u64 * 8) {
             if bitmap[(number / 8) as usize] >> (number % 8) & 1 == 0 {
                 continue;
             }
+            // The same place over and over would be a directory without end.
+            left = left
+                .checked_sub(1)
+                .ok_or_else(|| damaged(format!("directory {node} has more blocks than there are on its disk")))?;
             runs.read(&*self.image, &mut raw, number * block)?;
             if !is_at(&raw, 0, b"INDX") || !fix_up(&mut raw) {
                 return Err(damaged(format!("block {number} of directory {node} makes no sense")));

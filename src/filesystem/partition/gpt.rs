@@ -82,7 +82,7 @@ fn at(disk: &Arc<dyn Image>, sector: u64, lba: u64) -> Result<Attempt, FsError> 
     Ok(Ok(parse(&entries, size as usize, sector)))
 }
 
-fn parse(entries: &[u8], size: usize, sector: u64) -> Table {
+pub(super) fn parse(entries: &[u8], size: usize, sector: u64) -> Table {
     let mut table = Table { scheme: "gpt", partitions: Vec::new(), notes: Vec::new() };
     for (number, entry) in (1..).zip(entries.chunks_exact(size)) {
         if entry[..16] == [0; 16] {

@@ -184,8 +184,10 @@ impl<'a> Parser<'a> {
         self.start += if self.buf.is_empty() { left_out as u64 } else { 0 };
         bytes = &bytes[left_out..];
         let at = self.start + self.buf.len() as u64;
-        match self.places.last() {
+        match self.places.last_mut() {
             Some((_, last)) if *last == file => {}
+            // Nothing came from there, as from millions of empty frames.
+            Some((start, last)) if *start == at => *last = file,
             _ => self.places.push((at, file)),
         }
         self.buf.extend_from_slice(bytes);

@@ -14,6 +14,8 @@ use crate::transfer::TransferError;
 /// A gzip stream may run over the end of a damaged member before that is noticed: the next one is looked for from so many bytes
 /// before that place on.
 const BACK: u64 = 8 << 20;
+/// Bytes read first from a place; then twice as many each time. Most places where a frame may begin turn out to be none.
+const FIRST_READ: usize = 8 << 10;
 
 /// What is decompressed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,18 +61,21 @@ pub(super) struct Tail {
     end: u64,
     buf: Vec<u8>,
     taken: usize,
+    /// Bytes to read next.
+    step: usize,
 }
 
 impl Tail {
     pub(super) fn new(file: File, at: u64, end: u64) -> Self {
-        Self { file, at, end, buf: Vec::new(), taken: 0 }
+        Self { file, at, end, buf: Vec::new(), taken: 0, step: FIRST_READ }
     }
 }
 
 impl BufRead for Tail {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.taken == self.buf.len() {
-            let want = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(READ).min(READ);
+            let want = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(READ).min(self.step);
+            self.step = (2 * self.step).min(READ);
             self.buf.resize(want, 0);
             self.taken = self.buf.len();
             self.file.read_exact_at(&mut self.buf, self.at)?;
@@ -103,14 +108,15 @@ pub(super) fn each_frame(
     parser: &mut Parser,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), TransferError> {
-    let opened = |at| file.try_clone().map(|file| Tail::new(file, at, len));
+    let opened = |at| file.try_clone().map(|file| Tail::new(file, at, len)).map_err(TransferError::Thread);
     let (mut at, mut buf) = (0, vec![0; 128 << 10]);
+    let mut tail = opened(at)?;
     while at < len {
         parser.saver().go_on()?;
-        let mut tail = match opened(at) {
-            Ok(tail) => tail,
-            Err(e) => return Err(TransferError::Thread(e)),
-        };
+        // After a sound frame on with what is read already: there may be millions of small ones.
+        if tail.at != at {
+            tail = opened(at)?;
+        }
         let ended = one_frame(packing, &mut tail, &mut buf, at, parser)?;
         let reached = tail.at;
         progress(reached, len);

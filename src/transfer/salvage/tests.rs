@@ -367,6 +367,29 @@ fn foreign_streams_are_saved_up_to_the_damage() {
 }
 
 #[test]
+fn frames_of_any_size_are_saved() {
+    let plain = archive(Compression::None);
+    // Far smaller than an extent, with empty and skippable ones in between, and one that is damaged at the very end.
+    let mut packed: Vec<u8> = plain.chunks(30_000).flat_map(|part| zstd::bulk::compress(part, 1).unwrap()).collect();
+    let mut mixed = Vec::new();
+    for part in plain.chunks(300_000) {
+        mixed.extend(zstd::bulk::compress(part, 1).unwrap());
+        mixed.extend(zstd::bulk::compress(b"", 1).unwrap().repeat(50));
+        mixed.extend(b"\x50\x2a\x4d\x18\0\0\0\0".repeat(50));
+    }
+    for bytes in [&packed, &mixed] {
+        let saved = salvage(bytes);
+        saved.check();
+        assert!(saved.losses.is_empty() && saved.losses.damages.is_empty(), "{:?}", saved.losses);
+    }
+    let end = packed.len() - 1000;
+    packed[end..].fill(0xff);
+    let saved = salvage(&packed);
+    saved.check();
+    assert!(!saved.losses.lost.is_empty(), "{:?}", saved.losses);
+}
+
+#[test]
 fn what_cannot_be_read_costs_no_more_than_itself() {
     let good = archive(Compression::None);
     let (header, len) = Header::read(&mut good.as_slice()).unwrap();
@@ -408,7 +431,9 @@ fn what_cannot_be_read_costs_no_more_than_itself() {
 fn fuzz_corpus() {
     let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut opened = 0;
-    for file in ["vma", "frame_index"].into_iter().flat_map(|dir| std::fs::read_dir(corpus.join(dir)).unwrap()) {
+    for file in
+        ["salvage", "vma", "frame_index"].into_iter().flat_map(|dir| std::fs::read_dir(corpus.join(dir)).unwrap())
+    {
         let Ok(wreck) = Wreck::open(&Host::with_root("/".into()), &file.unwrap().path(), &Cancel::new()) else {
             continue;
         };
