@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::cache::{PieceCache, Weight};
 use super::frame::{Frame, Unpacker};
-use super::vma::{BLOCK, CLUSTERS_PER_EXTENT, Damage, EXTENT_HEADER, ExtentHead, Header, VmaError};
+use super::vma::{self, CLUSTERS_PER_EXTENT, Damage, EXTENT_HEADER, Extent, Extents, Header, VmaError};
 use super::{ArchiveCause, Indexed};
 
 /// Threads that read ahead, at most.
@@ -79,7 +79,7 @@ impl Piece {
         match self.stored.binary_search_by_key(&number, |stored| stored.0) {
             Ok(at) => {
                 let (_, from, mask) = self.stored[at];
-                (mask, &self.raw[from..from + mask.count_ones() as usize * BLOCK])
+                (mask, &self.raw[from..from + vma::stored(mask)])
             }
             Err(_) => (0, &[]),
         }
@@ -122,7 +122,7 @@ impl Framed {
                 }
                 end = placed.end();
             }
-            if end != device.map_or(0, super::vma::Device::clusters) {
+            if end != device.map_or(0, vma::Device::clusters) {
                 return Err(ArchiveCause::Coverage { device: number, cluster: end });
             }
         }
@@ -195,17 +195,10 @@ impl Framed {
     /// Finds the clusters in a frame; it has to hold all that the index says, and no others.
     fn parse(&self, placed: &Placed, raw: Vec<u8>) -> Result<Piece, VmaError> {
         let Frame { device, first, clusters, .. } = placed.frame;
-        let (mut stored, mut seen, mut at) = (Vec::new(), vec![false; clusters as usize], 0);
-        while at < raw.len() {
-            let offset = placed.raw + at as u64;
-            let truncated = |what| VmaError::Damaged { offset, damage: Damage::Truncated(what) };
-            let (head, rest) = raw[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
-            let head = ExtentHead::parse(head, &self.header.uuid, offset)?;
-            if rest.len() < head.blocks * BLOCK {
-                return Err(truncated("an extent's data"));
-            }
-            let mut from = at + EXTENT_HEADER;
-            for piece in &head.pieces {
+        let (mut stored, mut seen) = (Vec::new(), vec![false; clusters as usize]);
+        for extent in Extents::new(&raw, &self.header.uuid, placed.raw) {
+            let Extent { head, at, offset, .. } = extent?;
+            for (piece, range) in head.places() {
                 let seen = piece.number.checked_sub(first).and_then(|i| seen.get_mut(i as usize));
                 match seen.filter(|seen| !**seen && piece.device == device) {
                     Some(seen) => *seen = true,
@@ -215,11 +208,9 @@ impl Framed {
                     }
                 }
                 if piece.mask != 0 {
-                    stored.push((piece.number, from, piece.mask));
-                    from += piece.mask.count_ones() as usize * BLOCK;
+                    stored.push((piece.number, at + range.start, piece.mask));
                 }
             }
-            at += head.len();
         }
         if let Some(missing) = seen.iter().position(|seen| !seen) {
             let damage = Damage::Index { device, cluster: first + missing as u32 };

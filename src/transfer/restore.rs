@@ -20,9 +20,7 @@ use super::TransferError;
 use super::limit::Limiter;
 use super::stop::{Stop, StopOnPanic, lock};
 use crate::archive::frame::{Frame, Unpacker};
-use crate::archive::vma::{
-    BLOCK, CLUSTER, Checker, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_EXTENT, Reader, VmaError,
-};
+use crate::archive::vma::{CLUSTER, Checker, EXTENT_HEADER, Extent, ExtentHead, Extents, Header, MAX_EXTENT, Reader};
 use crate::archive::{ArchiveCause, ArchiveError, Indexed, Input, Source};
 use crate::host::Cancel;
 use crate::image::Target;
@@ -264,20 +262,11 @@ fn restore_frames(shared: &Shared, indexed: &Indexed, place: &Mutex<Place>) -> R
         let unpacked = indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw);
         unpacked.map_err(|source| frame_error(shared, number, offset, source))?;
         let mut writer = Writer::new(shared);
-        let mut at = 0;
-        while at < raw.len() {
-            let vma_offset = start + at as u64;
-            let truncated = |what| {
-                let damage = Damage::Truncated(what);
-                shared.archive_error(VmaError::Damaged { offset: vma_offset, damage })
-            };
-            let (head, rest) = raw[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
-            let head = ExtentHead::parse(head, &shared.header.uuid, vma_offset).map_err(|e| shared.archive_error(e))?;
-            let data = rest.get(..head.blocks * BLOCK).ok_or_else(|| truncated("an extent's data"))?;
-            if !writer.extent(&head, data, vma_offset)? {
+        for extent in Extents::new(&raw, &shared.header.uuid, start) {
+            let Extent { head, data, offset, .. } = extent.map_err(|e| shared.archive_error(e))?;
+            if !writer.extent(&head, data, offset)? {
                 return Ok(());
             }
-            at += head.len();
         }
         writer.finish()?;
         shared.end.fetch_max(start + raw.len() as u64, Ordering::Relaxed);

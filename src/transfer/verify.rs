@@ -18,7 +18,7 @@ use super::stop::{Stop, lock};
 use super::{TransferError, restore, unpack_tar};
 use crate::archive::frame::{Frame, Unpacker};
 use crate::archive::tar::{Rules, TarInput, TarSource, Vetting};
-use crate::archive::vma::{BLOCK, CLUSTER, Checker, Damage, ExtentHead, Header, VmaError};
+use crate::archive::vma::{CLUSTER, Checker, Damage, Extent, Extents, Header, VmaError};
 use crate::archive::{ArchiveCause, ArchiveError, Holds, Indexed, Input, Source, holds, is_of_the_data};
 use crate::host::{Cancel, Host};
 
@@ -359,15 +359,8 @@ impl Frames<'_> {
         raw: &[u8],
         found: &Mutex<Found>,
     ) -> Result<(), ArchiveCause> {
-        let mut at = 0;
-        while at < raw.len() {
-            let offset = start + at as u64;
-            let truncated = |what| VmaError::Damaged { offset, damage: Damage::Truncated(what) };
-            let (head, rest) = raw[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
-            let head = ExtentHead::parse(head, &header.uuid, offset)?;
-            if rest.len() < head.blocks * BLOCK {
-                return Err(truncated("an extent's data").into());
-            }
+        for extent in Extents::new(raw, &header.uuid, start) {
+            let Extent { head, offset, .. } = extent?;
             let within = frame.first..frame.first.saturating_add(frame.clusters);
             if let Some(other) = head.pieces.iter().find(|p| p.device != frame.device || !within.contains(&p.number)) {
                 let damage = Damage::Index { device: other.device, cluster: other.number };
@@ -376,7 +369,6 @@ impl Frames<'_> {
             if let Some(checker) = &mut lock(found).checker {
                 checker.extent(&head, offset)?;
             }
-            at += head.len();
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::archive::Compression;
 use crate::archive::frame::{Container, Frame, IndexBuilder, Packer};
 use crate::archive::packed::Method;
 use crate::archive::seek::Beside;
-use crate::archive::vma::Scanner;
+use crate::archive::vma::{BLOCK, Scanner};
 use crate::image::MemImage;
 use crate::testdata::golden;
 use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, backup};

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::archive::Compression;
+use crate::archive::vma::BLOCK;
 use crate::image::{Image, MemImage};
 use crate::testdata::golden;
 use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, TarFrom, TarPack, backup, pack_tar};
