@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "every test uses another part of the lab")]
 
 pub mod aftermath;
+pub mod archives;
 pub mod cgroup;
 pub mod checker;
 pub mod clean;
