@@ -8,9 +8,9 @@
 //!
 //! It is only good for the archive it was made of. Whatever does not fit is refused, and the archive read anew.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use md5::{Digest, Md5};
@@ -204,26 +204,15 @@ impl Beside {
             return Ok(false);
         }
         let target = Self::path(path);
-        files::remove_stale(&target);
-        let beside = files::beside(&target);
-        let written = (|| {
-            let mut open = OpenOptions::new();
-            let mut new = open.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        files::replace_with(&target, 0o600, |mut new| {
             new.write_all(&self.bytes(made_of))?;
             let meta = file.metadata()?;
             // Who cannot give it to the archive's owner keeps it for himself.
-            if fchown(&new, Some(meta.uid()), Some(meta.gid())).is_ok() {
+            if fchown(new, Some(meta.uid()), Some(meta.gid())).is_ok() {
                 new.set_permissions(std::fs::Permissions::from_mode(meta.mode() & 0o666))?;
             }
-            new.sync_all()?;
-            std::fs::rename(&beside, &target)
-        })();
-        if written.is_err() {
-            // The first error says more than a second one.
-            std::fs::remove_file(&beside).unwrap_or_default();
-        }
-        written?;
-        files::sync_parent(&target)?;
+            Ok(())
+        })?;
         Ok(true)
     }
 }
