@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::cache::{PieceCache, Weight};
-use super::frame::{Frame, Unpacker};
+use super::frame::{Frame, Placed, Unpacker};
 use super::vma::{self, CLUSTERS_PER_EXTENT, Damage, EXTENT_HEADER, Extent, Extents, Header, VmaError};
 use super::{ArchiveCause, Indexed};
 
@@ -32,15 +32,6 @@ struct Disk {
     frames: Vec<Placed>,
     /// The place in `frames` that was asked for last.
     last: AtomicUsize,
-}
-
-/// A frame with its number, its offset in the file and that of its data in the VMA stream.
-#[derive(Clone, Copy)]
-struct Placed {
-    frame: Frame,
-    number: u32,
-    offset: u64,
-    raw: u64,
 }
 
 impl Placed {
@@ -99,18 +90,16 @@ impl Framed {
     /// When the index leaves clusters out, or has them twice.
     pub(super) fn open(indexed: Indexed, header: Header, budget: usize) -> Result<Arc<Self>, ArchiveCause> {
         let mut disks: Vec<Disk> = (0..256).map(|_| Disk::default()).collect();
-        let (mut offset, mut raw) = (0, 0);
-        for (number, frame) in (0..).zip(indexed.index.iter()) {
+        for placed in indexed.index.placed() {
+            let frame = placed.frame;
             if frame.clusters > 0 {
                 // So many are not in there, and memory for them is not to be had for the asking.
                 if (frame.raw as usize) < least(frame.clusters) {
                     let (device, cluster) = (usize::from(frame.device), u64::from(frame.first));
                     return Err(ArchiveCause::Coverage { device, cluster });
                 }
-                disks[usize::from(frame.device)].frames.push(Placed { frame, number, offset, raw });
+                disks[usize::from(frame.device)].frames.push(placed);
             }
-            offset += u64::from(frame.packed);
-            raw += u64::from(frame.raw);
         }
         for (number, disk) in disks.iter_mut().enumerate() {
             disk.frames.sort_unstable_by_key(|placed| placed.frame.first);
@@ -187,7 +176,7 @@ impl Framed {
         let (mut packed, mut raw) = (Vec::new(), Vec::new());
         let unpacked = self.indexed.unpack(placed.frame, placed.offset, &mut unpacker, &mut packed, &mut raw);
         self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
-        let (frame, offset) = (placed.number as usize, placed.offset);
+        let (frame, offset) = (placed.number, placed.offset);
         unpacked.map_err(|source| io::Error::other(ArchiveCause::Frame { frame, offset, source }))?;
         self.parse(placed, raw).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, ArchiveCause::from(e)))
     }

@@ -19,7 +19,7 @@ use self::writer::Writer;
 use super::TransferError;
 use super::limit::Limiter;
 use super::stop::{Stop, StopOnPanic, lock};
-use crate::archive::frame::{Frame, Unpacker};
+use crate::archive::frame::{Placed, Places, Unpacker};
 use crate::archive::vma::{CLUSTER, Checker, EXTENT_HEADER, Extent, ExtentHead, Extents, Header, MAX_EXTENT, Reader};
 use crate::archive::{ArchiveCause, ArchiveError, Indexed, Input, Source};
 use crate::host::Cancel;
@@ -147,7 +147,10 @@ pub fn restore(
         match input {
             Input::Indexed(indexed) => {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                let place = Mutex::new(Place::after_header(&indexed));
+                let mut places = Places::default();
+                // The first frame holds the header.
+                places.take(&indexed.index);
+                let place = Mutex::new(places);
                 let frames = Arc::new((indexed, place));
                 for _ in 0..cores.clamp(1, MAX_WORKERS) {
                     let frames = Arc::clone(&frames);
@@ -227,38 +230,13 @@ impl Shared<'_> {
     }
 }
 
-/// The next frame to take.
-struct Place {
-    frame: usize,
-    /// Its offset in the file.
-    packed: u64,
-    /// Its offset in the VMA stream.
-    raw: u64,
-}
-
-impl Place {
-    /// Behind the first frame, which holds the header.
-    fn after_header(indexed: &Indexed) -> Self {
-        let (packed, raw) = indexed.index.frame(0).map_or((0, 0), |f| (f.packed.into(), f.raw.into()));
-        Self { frame: 1, packed, raw }
-    }
-
-    /// The frame, its number, its offset in the file and in the VMA stream.
-    fn take(&mut self, indexed: &Indexed) -> Option<(Frame, usize, u64, u64)> {
-        let frame = indexed.index.frame(self.frame)?;
-        let taken = (frame, self.frame, self.packed, self.raw);
-        self.frame += 1;
-        self.packed += u64::from(frame.packed);
-        self.raw += u64::from(frame.raw);
-        Some(taken)
-    }
-}
-
-fn restore_frames(shared: &Shared, indexed: &Indexed, place: &Mutex<Place>) -> Result<(), TransferError> {
+fn restore_frames(shared: &Shared, indexed: &Indexed, places: &Mutex<Places>) -> Result<(), TransferError> {
     let mut unpacker = Unpacker::new(indexed.container).map_err(|source| frame_error(shared, 0, 0, source))?;
     let (mut packed, mut raw) = (Vec::new(), Vec::new());
     while !shared.stop.is_set() {
-        let Some((frame, number, offset, start)) = lock(place).take(indexed) else { return Ok(()) };
+        let Some(Placed { frame, number, offset, raw: start }) = lock(places).take(&indexed.index) else {
+            return Ok(());
+        };
         let unpacked = indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw);
         unpacked.map_err(|source| frame_error(shared, number, offset, source))?;
         let mut writer = Writer::new(shared);
