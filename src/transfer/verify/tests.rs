@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::archive::Compression;
+use crate::archive::vma::CLUSTER;
 use crate::testdata::{self, golden};
 use crate::transfer::{DEFAULT_MEMORY, TarFrom, TarPack, pack_tar};
 
