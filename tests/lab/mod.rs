@@ -18,6 +18,7 @@ pub mod demo;
 pub mod demo_container;
 pub mod diary;
 pub mod diary_check;
+pub mod file_compare;
 pub mod guest;
 pub mod guest_image;
 pub mod guest_kernel;
