@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "lab/archives.rs"]
+mod archives;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -10,21 +13,12 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use vzkeep::archive::Compression;
-use vzkeep::host::{Cancel, Host};
+use vzkeep::host::Host;
 use vzkeep::image::RawImage;
-use vzkeep::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output as To, TarFrom, TarPack, backup, pack_tar};
+use vzkeep::transfer::{Backup, BackupDisk};
 
-/// An archive as `vzdump` makes it.
 fn pack(tree: &Path, archive: &Path, compression: Compression) {
-    let mut tar = Command::new("tar");
-    tar.args(["cf", "-", "--sparse", "--acls", "--xattrs", "-C"]).arg(tree).arg("./").stdout(Stdio::piped());
-    let mut tar = tar.spawn().unwrap();
-    let host = Host::with_root("/".into());
-    let how = TarPack { compression, bwlimit: None, memory: DEFAULT_MEMORY, host };
-    let from = TarFrom::Fd(tar.stdout.take().unwrap().into(), "tar".into());
-    let to = To::Writer(Box::new(fs::File::create(archive).unwrap()), archive.display().to_string());
-    pack_tar(from, to, &how, &mut |_| {}, &Cancel::new()).unwrap();
-    assert!(tar.wait().unwrap().success());
+    archives::make_tar(archive, tree, compression).unwrap();
 }
 
 fn vzkeep(words: &[&str], archive: &Path, rest: &[&str]) -> Output {
@@ -174,20 +168,10 @@ fn machine(dir: &Path, compression: Compression) -> std::path::PathBuf {
         name: format!("drive-{name}"),
         image: Arc::new(RawImage::open(path, name).unwrap()),
     };
-    let what = Backup {
-        disks: vec![open("scsi0", &disk), open("scsi1", &other)],
-        configs: vec![("qemu-server.conf".to_owned(), b"cores: 2\n".to_vec())],
-        compression,
-        uuid: [7; 16],
-        ctime: 1_795_000_000,
-        bwlimit: None,
-        max_workers: 16,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    };
+    let configs = vec![("qemu-server.conf".to_owned(), b"cores: 2\n".to_vec())];
+    let what = Backup { configs, ..archives::job(vec![open("scsi0", &disk), open("scsi1", &other)], compression) };
     let archive = dir.join(format!("vzdump-qemu-100-2026_11_22-09_26_26.vma{}", compression.suffix()));
-    let to = To::Writer(Box::new(fs::File::create(&archive).unwrap()), archive.display().to_string());
-    backup(&what, to, &mut |_| {}, &Cancel::new()).unwrap();
+    archives::write_vma(&archive, &what).unwrap();
     archive
 }
 

@@ -7,19 +7,16 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::record::{self, Record};
-use lab::{Node, mib};
+use lab::{Node, archives, mib};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vzkeep::archive::Compression;
-use vzkeep::host::{Cancel, Host, sys};
-use vzkeep::image::{Image, MemImage};
-use vzkeep::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output as To, backup};
+use vzkeep::host::{Host, sys};
 
 const ZSTD: Compression = Compression::Zstd { threads: 1 };
 const SIZE: usize = (12 << 20) + 512;
@@ -39,22 +36,10 @@ fn archive_of(dir: &Path, compression: Compression, disks: [Vec<u8>; 2]) -> Resu
     let mut sources = Vec::new();
     for (bytes, name) in disks.into_iter().zip(["drive-scsi0", "drive-virtio1"]) {
         fs::write(dir.join(name).with_extension("raw"), &bytes)?;
-        let image: Arc<dyn Image> = Arc::new(MemImage::sparse(name, bytes));
-        sources.push(BackupDisk { name: name.into(), image });
+        sources.push(archives::disk(name, bytes));
     }
-    let job = Backup {
-        disks: sources,
-        configs: vec![("qemu-server.conf".into(), b"cores: 1\n".to_vec())],
-        compression,
-        uuid: [3; 16],
-        ctime: 1_795_341_418,
-        bwlimit: None,
-        max_workers: 2,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    };
     let path = dir.join(format!("vzdump-qemu-100-2026_11_22-09_14_25.vma{}", compression.suffix()));
-    backup(&job, To::Writer(Box::new(File::create(&path)?), "archive".into()), &mut |_| {}, &Cancel::new())?;
+    archives::write_vma(&path, &archives::job(sources, compression))?;
     Ok(path)
 }
 

@@ -5,7 +5,8 @@ mod lab;
 
 use anyhow::{Context, Result, ensure};
 use lab::Dice;
-use lab::mounted::{MountPoint, make_vma, require_fuse};
+use lab::archives::make_vma;
+use lab::mounted::{MountPoint, require_fuse};
 use nix::unistd::{Whence, lseek};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -4,7 +4,8 @@ mod lab;
 
 use anyhow::{Context, Result, ensure};
 use lab::Dice;
-use lab::mounted::{LONG, MountPoint, make_vma, require_fuse, wait};
+use lab::archives::make_vma;
+use lab::mounted::{LONG, MountPoint, require_fuse, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{File, OpenOptions};

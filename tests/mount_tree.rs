@@ -3,7 +3,8 @@
 mod lab;
 
 use anyhow::{Result, ensure};
-use lab::mounted::{MountPoint, make_tar, require_fuse};
+use lab::archives::make_tar;
+use lab::mounted::{MountPoint, require_fuse};
 use lab::nasty::{self, Devices};
 use lab::tree_compare::{count, differences};
 use std::os::unix::fs::MetadataExt;

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "lab/archives.rs"]
+mod archives;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -10,13 +13,11 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vzkeep::archive::Compression;
 use vzkeep::guest::record::{Intent, Opened, Record};
-use vzkeep::host::{Cancel, Host};
-use vzkeep::image::MemImage;
-use vzkeep::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output as To, backup};
+use vzkeep::host::Host;
+use vzkeep::transfer::Backup;
 
 const ARCHIVE: &str = "/mnt/bk/dump/vzdump-qemu-100-2026_11_22-09_25_34.vma.zst";
 const CONFIG: &str = "cores: 1\nname: web01\nscsi0: local:100/vm-100-disk-0.qcow2,size=3M\n\
@@ -52,27 +53,14 @@ impl Node {
         fs::write(node.path("etc/pve/storage.cfg"), storages).unwrap();
         node.program("pvesm", PVESM);
         node.program("qm", "[ \"$1\" = status ] && echo 'status: stopped'");
-        let disk = |name: &str, i: usize| BackupDisk {
-            name: name.into(),
-            image: Arc::new(MemImage::sparse(name, node.disks[i].clone())),
-        };
-        let job = Backup {
-            disks: vec![disk("drive-scsi0", 0), disk("drive-virtio0", 1)],
-            configs: vec![
-                ("qemu-server.conf".into(), CONFIG.into()),
-                ("qemu-server.fw".into(), b"[OPTIONS]\nenable: 1\n".to_vec()),
-            ],
-            compression: Compression::Zstd { threads: 1 },
-            uuid: [7; 16],
-            ctime: 1_795_339_534,
-            bwlimit: None,
-            max_workers: 16,
-            memory: DEFAULT_MEMORY,
-            host: Host::with_root(node.dir.path().into()),
-        };
-        let mut bytes = Vec::new();
-        backup(&job, To::Writer(Box::new(&mut bytes), "memory".into()), &mut |_| {}, &Cancel::new()).unwrap();
-        fs::write(node.path(ARCHIVE), bytes).unwrap();
+        let [first, second] = node.disks.clone();
+        let disks = vec![archives::disk("drive-scsi0", first), archives::disk("drive-virtio0", second)];
+        let configs = vec![
+            ("qemu-server.conf".into(), CONFIG.into()),
+            ("qemu-server.fw".into(), b"[OPTIONS]\nenable: 1\n".to_vec()),
+        ];
+        let job = Backup { configs, ..archives::job(disks, Compression::Zstd { threads: 1 }) };
+        archives::write_vma(&node.path(ARCHIVE), &job).unwrap();
         node
     }
 

@@ -8,13 +8,12 @@ mod lab;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lab::archives;
 use vzkeep::archive::{Compression, Source};
 use vzkeep::host::{Cancel, Host};
-use vzkeep::image::MemImage;
-use vzkeep::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output as To, backup_numbered};
+use vzkeep::transfer::{Backup, backup_numbered};
 
 const MIB: usize = 1 << 20;
 
@@ -28,23 +27,11 @@ fn disks() -> [Vec<u8>; 2] {
 
 /// An archive with the disks under numbers that are not next to each other.
 fn archive(path: &Path, compression: Compression) {
-    let images = disks().map(|bytes| Arc::new(MemImage::sparse("d", bytes)));
-    let job = Backup {
-        disks: ["drive-scsi0", "drive-virtio1"]
-            .iter()
-            .zip(images)
-            .map(|(name, image)| BackupDisk { name: (*name).into(), image })
-            .collect(),
-        configs: vec![("qemu-server.conf".into(), b"memory: 512\n".to_vec())],
-        compression,
-        uuid: *b"0123456789abcdef",
-        ctime: 1_800_000_000,
-        bwlimit: None,
-        max_workers: 2,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    };
-    let out = To::Writer(Box::new(fs::File::create(path).unwrap()), "archive".into());
+    let [first, second] = disks();
+    let disks = vec![archives::disk("drive-scsi0", first), archives::disk("drive-virtio1", second)];
+    let configs = vec![("qemu-server.conf".into(), b"memory: 512\n".to_vec())];
+    let job = Backup { configs, ..archives::job(disks, compression) };
+    let out = archives::output(path).unwrap();
     backup_numbered(&job, &[1, 4], out, &mut |_| {}, &Cancel::new()).unwrap();
 }
 

@@ -2,17 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::fs::{self, File};
+#[path = "lab/archives.rs"]
+mod archives;
+
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 
+use archives::{disk, job, write_vma};
 use serde_json::Value;
 use vzkeep::archive::Compression;
-use vzkeep::host::{Cancel, Host};
-use vzkeep::image::{Image, MemImage};
-use vzkeep::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output as To, backup};
+use vzkeep::host::Host;
 
 struct Node {
     root: tempfile::TempDir,
@@ -39,21 +40,8 @@ impl Node {
     fn archive(&self, storage: &str, name: &str, compression: Compression) -> PathBuf {
         let mut data = vec![0; 10 << 20];
         data[..1 << 20].fill(7);
-        let image: Arc<dyn Image> = Arc::new(MemImage::sparse("drive-scsi0", data));
-        let job = Backup {
-            disks: vec![BackupDisk { name: "drive-scsi0".into(), image }],
-            configs: vec![("qemu-server.conf".into(), b"cores: 1\n".to_vec())],
-            compression,
-            uuid: [3; 16],
-            ctime: 1_795_341_418,
-            bwlimit: None,
-            max_workers: 4,
-            memory: DEFAULT_MEMORY,
-            host: Host::with_root("/".into()),
-        };
         let path = self.path(&format!("/mnt/{storage}/dump/{name}"));
-        let to = To::Writer(Box::new(File::create(&path).unwrap()), name.into());
-        backup(&job, to, &mut |_| {}, &Cancel::new()).unwrap();
+        write_vma(&path, &job(vec![disk("drive-scsi0", data)], compression)).unwrap();
         path
     }
 

@@ -16,7 +16,7 @@ use super::foreign::{FirstPass, Foreign};
 use super::framed::Framed;
 use super::seek;
 use super::source::recognise;
-use super::vma::{BLOCK, CLUSTER, ClusterMap, Device, EXTENT_HEADER, ExtentHead, Header, Place, VmaError};
+use super::vma::{CLUSTER, ClusterMap, Device, EXTENT_HEADER, ExtentHead, Header, Place, VmaError, runs};
 use super::{ArchiveCause, ArchiveError, Bytes, Indexed};
 use crate::host::{Cancel, Host};
 use crate::image::{Extent, ExtentKind, Image, ImageError};
@@ -209,21 +209,17 @@ fn spread(
     buf: &mut [u8],
     read: &mut dyn FnMut(&mut [u8], usize) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut done = 0;
-    while done < buf.len() {
-        let (block, within) = ((from + done) / BLOCK, (from + done) % BLOCK);
-        let stored = mask >> block & 1 == 1;
-        // Neighbours of the same kind, this one included.
-        let alike = (if stored { mask >> block } else { !(mask >> block) }).trailing_ones() as usize;
-        let len = (alike * BLOCK - within).min(buf.len() - done);
-        let part = &mut buf[done..done + len];
-        if stored {
-            let before = (mask & ((1 << block) - 1)).count_ones() as usize;
-            read(part, before * BLOCK + within)?;
-        } else {
-            part.fill(0);
+    let end = from + buf.len();
+    for run in runs(mask) {
+        let (start, end) = (run.range.start.max(from), run.range.end.min(end));
+        if start >= end {
+            continue;
         }
-        done += len;
+        let part = &mut buf[start - from..end - from];
+        match run.stored {
+            Some(at) => read(part, at + start - run.range.start)?,
+            None => part.fill(0),
+        }
     }
     Ok(())
 }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::cache::{PieceCache, Weight};
-use super::frame::{Frame, Unpacker};
-use super::vma::{BLOCK, CLUSTERS_PER_EXTENT, Damage, EXTENT_HEADER, ExtentHead, Header, VmaError};
+use super::frame::{Frame, Placed, Unpacker};
+use super::vma::{self, CLUSTERS_PER_EXTENT, Damage, EXTENT_HEADER, Extent, Extents, Header, VmaError};
 use super::{ArchiveCause, Indexed};
 
 /// Threads that read ahead, at most.
@@ -35,15 +35,6 @@ struct Disk {
     frames: Vec<Placed>,
     /// The place in `frames` that was asked for last.
     last: AtomicUsize,
-}
-
-/// A frame with its number, its offset in the file and that of its data in the VMA stream.
-#[derive(Clone, Copy)]
-struct Placed {
-    frame: Frame,
-    number: u32,
-    offset: u64,
-    raw: u64,
 }
 
 impl Placed {
@@ -82,7 +73,7 @@ impl Piece {
         match self.stored.binary_search_by_key(&number, |stored| stored.0) {
             Ok(at) => {
                 let (_, from, mask) = self.stored[at];
-                (mask, &self.raw[from..from + mask.count_ones() as usize * BLOCK])
+                (mask, &self.raw[from..from + vma::stored(mask)])
             }
             Err(_) => (0, &[]),
         }
@@ -152,18 +143,16 @@ impl Framed {
     /// When the index leaves clusters out, or has them twice.
     pub(super) fn open(indexed: Indexed, header: Header, budget: usize) -> Result<Arc<Self>, ArchiveCause> {
         let mut disks: Vec<Disk> = (0..256).map(|_| Disk::default()).collect();
-        let (mut offset, mut raw) = (0, 0);
-        for (number, frame) in (0..).zip(indexed.index.iter()) {
+        for placed in indexed.index.placed() {
+            let frame = placed.frame;
             if frame.clusters > 0 {
                 // So many are not in there, and memory for them is not to be had for the asking.
                 if (frame.raw as usize) < least(frame.clusters) {
                     let (device, cluster) = (usize::from(frame.device), u64::from(frame.first));
                     return Err(ArchiveCause::Coverage { device, cluster });
                 }
-                disks[usize::from(frame.device)].frames.push(Placed { frame, number, offset, raw });
+                disks[usize::from(frame.device)].frames.push(placed);
             }
-            offset += u64::from(frame.packed);
-            raw += u64::from(frame.raw);
         }
         for (number, disk) in disks.iter_mut().enumerate() {
             disk.frames.sort_unstable_by_key(|placed| placed.frame.first);
@@ -175,7 +164,7 @@ impl Framed {
                 }
                 end = placed.end();
             }
-            if end != device.map_or(0, super::vma::Device::clusters) {
+            if end != device.map_or(0, vma::Device::clusters) {
                 return Err(ArchiveCause::Coverage { device: number, cluster: end });
             }
         }
@@ -240,7 +229,7 @@ impl Framed {
             || Unpacker::new(self.indexed.container),
             |unpacker| self.indexed.unpack(placed.frame, placed.offset, unpacker, &mut packed, &mut raw),
         )?;
-        let (frame, offset) = (placed.number as usize, placed.offset);
+        let (frame, offset) = (placed.number, placed.offset);
         unpacked.map_err(|source| io::Error::other(ArchiveCause::Frame { frame, offset, source }))?;
         self.parse(placed, raw).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, ArchiveCause::from(e)))
     }
@@ -248,17 +237,10 @@ impl Framed {
     /// Finds the clusters in a frame; it has to hold all that the index says, and no others.
     fn parse(&self, placed: &Placed, raw: Vec<u8>) -> Result<Piece, VmaError> {
         let Frame { device, first, clusters, .. } = placed.frame;
-        let (mut stored, mut seen, mut at) = (Vec::new(), vec![false; clusters as usize], 0);
-        while at < raw.len() {
-            let offset = placed.raw + at as u64;
-            let truncated = |what| VmaError::Damaged { offset, damage: Damage::Truncated(what) };
-            let (head, rest) = raw[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
-            let head = ExtentHead::parse(head, &self.header.uuid, offset)?;
-            if rest.len() < head.blocks * BLOCK {
-                return Err(truncated("an extent's data"));
-            }
-            let mut from = at + EXTENT_HEADER;
-            for piece in &head.pieces {
+        let (mut stored, mut seen) = (Vec::new(), vec![false; clusters as usize]);
+        for extent in Extents::new(&raw, &self.header.uuid, placed.raw) {
+            let Extent { head, at, offset, .. } = extent?;
+            for (piece, range) in head.places() {
                 let seen = piece.number.checked_sub(first).and_then(|i| seen.get_mut(i as usize));
                 match seen.filter(|seen| !**seen && piece.device == device) {
                     Some(seen) => *seen = true,
@@ -268,11 +250,9 @@ impl Framed {
                     }
                 }
                 if piece.mask != 0 {
-                    stored.push((piece.number, from, piece.mask));
-                    from += piece.mask.count_ones() as usize * BLOCK;
+                    stored.push((piece.number, at + range.start, piece.mask));
                 }
             }
-            at += head.len();
         }
         if let Some(missing) = seen.iter().position(|seen| !seen) {
             let damage = Damage::Index { device, cluster: first + missing as u32 };

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::restore::{archive_path, place};
+use super::place::place;
+use super::restore::archive_path;
 use super::{FAILED, complain, say, sentence};
 use crate::archive::VmaArchive;
 use crate::host::{Cancel, Host};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::restore::{archive_path, place};
+use super::place::place;
+use super::restore::archive_path;
 use super::{FAILED, complain, say, sentence};
 use crate::archive::{Compression, VmaArchive};
 use crate::host::{Cancel, Host};

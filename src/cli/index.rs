@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::look::find;
+use super::place::place_of_archive;
 use super::{FAILED, complain, say, sentence};
 use crate::archive::seek::Beside;
 use crate::archive::tar::TarArchive;
@@ -42,7 +42,7 @@ pub(super) fn run(given: &Index) -> ExitCode {
 /// Makes it for one archive, and says what there is now.
 fn index(host: &Host, archive: &Path, cancel: &Cancel) -> Result<String> {
     let shown = archive.display();
-    let path = find(host, archive)?;
+    let path = place_of_archive(host, archive)?;
     let (note, is_random) = match holds(host, &path, cancel)? {
         Holds::Vm => {
             let opened = VmaArchive::open_with(host, &path, FirstPass::Keep, cancel)?;

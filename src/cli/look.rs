@@ -14,11 +14,10 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::restoring::{find_archive, read_or_empty};
+use super::place::place_of_archive;
 use super::{FAILED, complain};
 use crate::archive::tar::{MemberError, TarArchive, printable};
 use crate::archive::{Holds, holds};
-use crate::config::StorageCfg;
 use crate::filesystem::{FileKind, FsError, Metadata};
 use crate::host::{Cancel, Host};
 use outlet::{Outlet, WriteError};
@@ -220,15 +219,6 @@ fn last_name(path: &[u8]) -> Option<Vec<u8>> {
     last.filter(|name| *name != b"..").map(<[u8]>::to_vec)
 }
 
-/// Where the archive lies: a volume of a storage, or a path.
-pub(super) fn find(host: &Host, archive: &Path) -> anyhow::Result<PathBuf> {
-    let found = match archive.to_str().filter(|name| name.contains(":backup/") && !archive.exists()) {
-        Some(volid) => find_archive(host, &StorageCfg::parse(&read_or_empty(&host.path(StorageCfg::PATH))?), volid)?,
-        None => std::path::absolute(archive).unwrap_or_else(|_| archive.to_owned()),
-    };
-    Ok(host.path(found))
-}
-
 fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<(Opened, Option<String>), Failed> {
     match holds(host, path, cancel).map_err(MemberError::from)? {
         Holds::Vm => vm::open(host, path, cancel).map(|(vm, note)| (Opened::Vm(vm), note)),
@@ -241,7 +231,7 @@ fn open(host: &Host, path: &Path, cancel: &Cancel) -> Result<(Opened, Option<Str
 
 fn answer(path: &Path, cancel: &Cancel, work: impl FnOnce(&Opened) -> Result<(), Failed>) -> ExitCode {
     let host = Host::from_env();
-    let path = match find(&host, path) {
+    let path = match place_of_archive(&host, path) {
         Ok(path) => path,
         Err(error) => {
             complain(&format!("{error:#}\n"));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::look::find;
+use super::place::place_of_archive;
 use super::{FAILED, complain, say, sentence};
 use crate::archive::{Holds, VmaArchive, holds};
 use crate::host::{Cancel, Host};
@@ -50,7 +50,7 @@ pub fn run(args: &Map) -> ExitCode {
 }
 
 fn map(host: &Host, args: &Map) -> Result<()> {
-    let (path, cancel) = (find(host, &args.archive)?, Cancel::new());
+    let (path, cancel) = (place_of_archive(host, &args.archive)?, Cancel::new());
     cancel.on_signals().context("signals cannot be handled")?;
     let disks = disks(host, &path, &cancel)?;
     let default = match &args.disk {

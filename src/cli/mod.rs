@@ -13,6 +13,7 @@ mod map;
 mod mount;
 mod native;
 mod pct;
+mod place;
 mod probe;
 mod qmrestore;
 mod restore;

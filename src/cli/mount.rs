@@ -94,7 +94,7 @@ fn serve(args: &Mount) -> Result<ExitCode> {
     if args.in_background {
         watch_caller(&cancel, &mounted)?;
     }
-    let archive = super::look::find(&host, &args.archive)?;
+    let archive = super::place::place_of_archive(&host, &args.archive)?;
     let directory = host.path(std::path::absolute(&args.directory).unwrap_or_else(|_| args.directory.clone()));
     let mut tell = |line: &str| complain(&format!("{line}\n"));
     let place = Place::find(&host, &directory, &mut tell)?;

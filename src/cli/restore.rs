@@ -11,11 +11,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::restoring::{find_archive, read_or_empty};
+use super::place::{archive_on, place};
 use super::{FAILED, complain, say, sentence};
 use crate::archive::vma::{Device, Header};
 use crate::archive::{FirstPass, Holds, Source, VmaArchive, holds};
-use crate::config::StorageCfg;
 use crate::host::{Cancel, Host};
 use crate::image::{Image, RawTarget, Target};
 use crate::restore::folder::Folder;
@@ -89,8 +88,7 @@ pub(super) fn run(given: &Restore) -> ExitCode {
 
 /// Where an archive lies: a volume of a storage, or a path.
 pub(super) fn archive_path(host: &Host, name: &str) -> Result<PathBuf> {
-    let storages = StorageCfg::parse(&read_or_empty(&host.path(StorageCfg::PATH))?);
-    let path = host.path(find_archive(host, &storages, name)?);
+    let path = archive_on(host, name)?;
     if path.is_file() && holds(host, &path, &Cancel::new())? == Holds::Container && !is_vma_name(&path) {
         bail!(
             "'{name}' is no archive of a virtual machine; 'vzkeep extract' and 'pct restore' unpack those of containers"
@@ -102,11 +100,6 @@ pub(super) fn archive_path(host: &Host, name: &str) -> Result<PathBuf> {
 /// A damaged archive of a virtual machine may not begin like one.
 fn is_vma_name(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().contains(".vma"))
-}
-
-/// Where a path given by the user really lies.
-pub(super) fn place(host: &Host, path: &Path) -> PathBuf {
-    host.path(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }
 
 /// The disks that were asked for; all without `wanted`.

@@ -1,6 +1,7 @@
 //! What the command lines that restore have in common: finding the archive and the guest that is to be replaced, the record
 //! and the task of the run, the guardian beside it, and undoing everything if it fails.
 
+use super::place::{NoArchive, find_archive};
 use super::{FAILED, complain, say, words};
 use crate::config::{DatacenterCfg, StorageCfg, bandwidth_limit};
 use crate::guest::actions::{Monitor, NodeActions};
@@ -22,14 +23,6 @@ use std::process::ExitCode;
 
 /// The exit code when the archive is not there: ENOENT, as the original has it.
 const NO_ARCHIVE: u8 = 2;
-
-#[derive(Debug, thiserror::Error)]
-enum NoArchive {
-    #[error("can't find file '{0}'")]
-    File(String),
-    #[error("volume '{0}' does not exist")]
-    Volume(String),
-}
 
 /// Where the archive comes from.
 pub(super) enum Input {
@@ -249,32 +242,6 @@ fn cleared(record: Record, cause: anyhow::Error) -> anyhow::Error {
         Ok(()) => cause,
         Err(e) => cause.context(e.to_string()),
     }
-}
-
-/// Where the archive `name`, a path or a volume, is.
-///
-/// # Errors
-/// When there is none.
-pub(super) fn find_archive(host: &Host, storages: &StorageCfg, name: &str) -> Result<PathBuf> {
-    let (path, missing) = match name.split_once(":backup/") {
-        Some((id, file)) if !id.is_empty() && !id.contains('/') => {
-            let storage = storages.usable(id, host.node())?;
-            let dir = storage.dump_dir().with_context(|| format!("storage '{id}' keeps no backups as files"))?;
-            if file.split('/').any(|part| part == "..") {
-                bail!("'{name}' is no volume of storage '{id}'");
-            }
-            (dir.join(file), NoArchive::Volume(name.to_owned()))
-        }
-        _ => {
-            let path = std::path::absolute(name).with_context(|| format!("'{name}' is no path"))?;
-            let missing = NoArchive::File(path.display().to_string());
-            (path, missing)
-        }
-    };
-    if !host.path(&path).exists() {
-        return Err(missing.into());
-    }
-    Ok(path)
 }
 
 pub(super) fn read_or_empty(path: &Path) -> Result<String> {

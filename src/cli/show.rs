@@ -10,7 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::look::find;
+use super::place::place_of_archive;
 use super::{FAILED, complain, say, sentence};
 use crate::archive::tar::{TarArchive, TarSource};
 use crate::archive::{Holds, VmaArchive, holds};
@@ -72,7 +72,7 @@ pub fn run(args: &Show) -> ExitCode {
 }
 
 fn show(host: &Host, args: &Show) -> Result<String> {
-    let (path, cancel) = (find(host, &args.archive)?, Cancel::new());
+    let (path, cancel) = (place_of_archive(host, &args.archive)?, Cancel::new());
     cancel.on_signals().context("signals cannot be handled")?;
     let meta = path.metadata().with_context(|| format!("looking at '{}' failed", path.display()))?;
     let facts = match holds(host, &path, &cancel)? {

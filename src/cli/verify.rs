@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::look::find;
+use super::place::place_of_archive;
 use super::shelf::shelves;
 use super::{FAILED, complain, say, sentence};
 use crate::host::{Cancel, Host};
@@ -127,7 +127,7 @@ fn candidates(host: &Host, args: &Verify) -> Result<(Vec<Candidate>, Vec<String>
         if let Some(storage) = &args.storage {
             bail!("--storage {storage} goes with a guest or with --all; '{what}' is an archive");
         }
-        let path = find(host, dir)?;
+        let path = place_of_archive(host, dir)?;
         return Ok((vec![Candidate { name: what.to_owned(), path }], Vec::new()));
     }
     let (shelves, mut troubles) = shelves(host, args.storage.as_deref(), is_dir.then_some(dir))?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -24,11 +24,19 @@ use super::procfs;
 /// # Errors
 /// When any of it fails; the old file is untouched then.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, 0o666, |mut file| file.write_all(content))
+}
+
+/// As [`replace`]; the new file has at most the permissions `mode`, and `fill` writes it.
+///
+/// # Errors
+/// As [`replace`], or that of `fill`.
+pub fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     remove_stale(path);
     let beside = beside(path);
     let written = (|| {
-        let mut file = File::create(&beside)?;
-        file.write_all(content)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        fill(&file)?;
         file.sync_all()?;
         std::fs::rename(&beside, path)
     })();
@@ -41,6 +49,32 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         };
     }
     sync_parent(path)
+}
+
+/// Creates the file [`beside`] `path`, which is to be new, and removes what killed processes left of theirs. Returns its path,
+/// too.
+pub fn create_beside(path: &Path) -> (io::Result<File>, PathBuf) {
+    remove_stale(path);
+    let beside = beside(path);
+    (OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&beside), beside)
+}
+
+/// Renames without replacing. File systems that cannot do that in one step get a hard link, or a look before.
+///
+/// # Errors
+/// When the new name is taken (`AlreadyExists`), or as rename(2).
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
+        Err(e) => return Err(e.into()),
+    }
+    match std::fs::hard_link(from, to) {
+        Ok(()) => std::fs::remove_file(from),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
+        Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => std::fs::rename(from, to),
+    }
 }
 
 /// Removes a directory with all it holds, without following any link, and calls `each` for every entry that is gone. Of a deep
@@ -153,6 +187,14 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         synced => synced,
     }
+}
+
+/// Makes the names in a directory durable, and its own.
+///
+/// # Errors
+/// As [`sync_parent`].
+pub fn sync_directory(dir: &Path) -> io::Result<()> {
+    sync_parent(&dir.join("any")).and_then(|()| sync_parent(dir))
 }
 
 /// Takes the lock (flock) on the file at `path`, which is made if it does not exist and stays for good: removing it would

@@ -1,18 +1,16 @@
 //! Files that appear in a directory together, when all of them are complete: written beside under temporary names, synced,
 //! renamed. Whatever goes wrong before, they are removed; what a killed run left, the next one removes.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::host::files::{beside, reason, remove_stale, sync_parent};
+use crate::host::files::{create_beside, reason, rename_new, sync_directory};
 use crate::host::{Host, child};
 use crate::image::{ImageError, Target, open_target};
-use crate::transfer::rename_new;
 
 /// How long `qemu-img create` may take; storages that hang are no reason to hang, too.
 const CREATING: Duration = Duration::from_secs(60);
@@ -121,9 +119,7 @@ impl Folder {
     fn create(&mut self, name: &str) -> Result<(fs::File, PathBuf), FolderError> {
         self.expect_free(name)?;
         let path = self.dir.join(name);
-        remove_stale(&path);
-        let temporary = beside(&path);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&temporary);
+        let (file, temporary) = create_beside(&path);
         let file = file.map_err(|source| FolderError::Io { op: "creating", path: temporary.clone(), source })?;
         self.files.push(Draft { temporary: temporary.clone(), path });
         Ok((file, temporary))
@@ -147,11 +143,7 @@ impl Folder {
             self.made = false;
             self.files.remove(0);
         }
-        sync_parent(&self.dir.join("disk")).and_then(|()| sync_parent(&self.dir)).map_err(|source| FolderError::Io {
-            op: "syncing",
-            path: self.dir.clone(),
-            source,
-        })
+        sync_directory(&self.dir).map_err(|source| FolderError::Io { op: "syncing", path: self.dir.clone(), source })
     }
 }
 

@@ -9,9 +9,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 
-use crate::host::files::{beside, remove_stale, sync_parent};
+use crate::host::files::{create_beside, rename_new, sync_parent};
 use crate::host::sys;
 
 /// Bytes after which write-back is started for them.
@@ -113,7 +113,7 @@ impl Draft {
         }
     }
 
-    /// The same beside any file: [`beside`] its name, so that it is in nobody's way whatever is called `.dat` there.
+    /// The same beside any file: [`crate::host::files::beside`] its name, so that it is in nobody's way whatever is called `.dat` there.
     ///
     /// # Errors
     /// As [`Draft::create`].
@@ -121,10 +121,8 @@ impl Draft {
         if final_path.symlink_metadata().is_ok() {
             return Err(DraftError::Exists(final_path.to_owned()));
         }
-        remove_stale(final_path);
-        let path = beside(final_path);
-        let open = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(&path);
-        let file = open.map_err(|source| DraftError::Io { op: "creating", path: path.clone(), source })?;
+        let (file, path) = create_beside(final_path);
+        let file = file.map_err(|source| DraftError::Io { op: "creating", path: path.clone(), source })?;
         let final_path = final_path.to_owned();
         Ok(Self {
             file: Some(file),
@@ -233,21 +231,6 @@ impl Drop for Draft {
 
 fn is_file_at(meta: &fs::Metadata, path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|at| at.dev() == meta.dev() && at.ino() == meta.ino())
-}
-
-/// Renames without replacing. File systems that cannot do that in one step get a hard link, or a look before.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => return Ok(()),
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
-        Err(e) => return Err(e.into()),
-    }
-    match fs::hard_link(from, to) {
-        Ok(()) => fs::remove_file(from),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
-        Err(_) if to.symlink_metadata().is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(_) => fs::rename(from, to),
-    }
 }
 
 #[cfg(test)]

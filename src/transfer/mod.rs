@@ -31,7 +31,6 @@ mod walk;
 pub use backup::{Backup, BackupDisk, DEFAULT_MEMORY, Progress, Summary, backup, backup_numbered};
 pub use compare::{Comparison, compare};
 pub use copy::{CopyOptions, CopyProgress, copy};
-pub(crate) use draft::rename_new;
 pub use draft::{Draft, DraftError};
 pub use error::TransferError;
 pub use output::Output;

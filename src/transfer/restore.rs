@@ -19,10 +19,8 @@ use self::writer::Writer;
 use super::TransferError;
 use super::limit::Limiter;
 use super::stop::{Stop, StopOnPanic, lock};
-use crate::archive::frame::{Frame, Unpacker};
-use crate::archive::vma::{
-    BLOCK, CLUSTER, Checker, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_EXTENT, Reader, VmaError,
-};
+use crate::archive::frame::{Placed, Places, Unpacker};
+use crate::archive::vma::{CLUSTER, Checker, EXTENT_HEADER, Extent, ExtentHead, Extents, Header, MAX_EXTENT, Reader};
 use crate::archive::{ArchiveCause, ArchiveError, Indexed, Input, Source};
 use crate::host::Cancel;
 use crate::image::Target;
@@ -149,7 +147,10 @@ pub fn restore(
         match input {
             Input::Indexed(indexed) => {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                let place = Mutex::new(Place::after_header(&indexed));
+                let mut places = Places::default();
+                // The first frame holds the header.
+                places.take(&indexed.index);
+                let place = Mutex::new(places);
                 let frames = Arc::new((indexed, place));
                 for _ in 0..cores.clamp(1, MAX_WORKERS) {
                     let frames = Arc::clone(&frames);
@@ -229,55 +230,21 @@ impl Shared<'_> {
     }
 }
 
-/// The next frame to take.
-struct Place {
-    frame: usize,
-    /// Its offset in the file.
-    packed: u64,
-    /// Its offset in the VMA stream.
-    raw: u64,
-}
-
-impl Place {
-    /// Behind the first frame, which holds the header.
-    fn after_header(indexed: &Indexed) -> Self {
-        let (packed, raw) = indexed.index.frame(0).map_or((0, 0), |f| (f.packed.into(), f.raw.into()));
-        Self { frame: 1, packed, raw }
-    }
-
-    /// The frame, its number, its offset in the file and in the VMA stream.
-    fn take(&mut self, indexed: &Indexed) -> Option<(Frame, usize, u64, u64)> {
-        let frame = indexed.index.frame(self.frame)?;
-        let taken = (frame, self.frame, self.packed, self.raw);
-        self.frame += 1;
-        self.packed += u64::from(frame.packed);
-        self.raw += u64::from(frame.raw);
-        Some(taken)
-    }
-}
-
-fn restore_frames(shared: &Shared, indexed: &Indexed, place: &Mutex<Place>) -> Result<(), TransferError> {
+fn restore_frames(shared: &Shared, indexed: &Indexed, places: &Mutex<Places>) -> Result<(), TransferError> {
     let mut unpacker = Unpacker::new(indexed.container).map_err(|source| frame_error(shared, 0, 0, source))?;
     let (mut packed, mut raw) = (Vec::new(), Vec::new());
     while !shared.stop.is_set() {
-        let Some((frame, number, offset, start)) = lock(place).take(indexed) else { return Ok(()) };
+        let Some(Placed { frame, number, offset, raw: start }) = lock(places).take(&indexed.index) else {
+            return Ok(());
+        };
         let unpacked = indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw);
         unpacked.map_err(|source| frame_error(shared, number, offset, source))?;
         let mut writer = Writer::new(shared);
-        let mut at = 0;
-        while at < raw.len() {
-            let vma_offset = start + at as u64;
-            let truncated = |what| {
-                let damage = Damage::Truncated(what);
-                shared.archive_error(VmaError::Damaged { offset: vma_offset, damage })
-            };
-            let (head, rest) = raw[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
-            let head = ExtentHead::parse(head, &shared.header.uuid, vma_offset).map_err(|e| shared.archive_error(e))?;
-            let data = rest.get(..head.blocks * BLOCK).ok_or_else(|| truncated("an extent's data"))?;
-            if !writer.extent(&head, data, vma_offset)? {
+        for extent in Extents::new(&raw, &shared.header.uuid, start) {
+            let Extent { head, data, offset, .. } = extent.map_err(|e| shared.archive_error(e))?;
+            if !writer.extent(&head, data, offset)? {
                 return Ok(());
             }
-            at += head.len();
         }
         writer.finish()?;
         shared.end.fetch_max(start + raw.len() as u64, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use super::pool::{self, Piece};
 use super::slot::Slot;
 use super::stop::{Stop, StopOnPanic, lock};
 use super::tar_pack::{Counters, TarProgress, TarSummary};
-use crate::archive::frame::{Frame, MAX_FRAME, Unpacker};
+use crate::archive::frame::{MAX_FRAME, Placed, Places, Unpacker};
 use crate::archive::tar::{TarInput, TarSource, Vetting, Walker};
 use crate::archive::{ArchiveCause, ArchiveError, Indexed};
 use crate::host::Cancel;
@@ -123,23 +123,18 @@ pub fn unpack_tar(
 /// The next frame to take.
 #[derive(Default)]
 struct Place {
-    frame: usize,
-    /// Its offset in the file.
-    packed: u64,
+    places: Places,
     sequence: u64,
 }
 
 impl Place {
-    /// The next frame with data, its number, its offset in the file and its place among those with data.
-    fn take(&mut self, indexed: &Indexed) -> Option<(Frame, usize, u64, u64)> {
+    /// The next frame with data, and how many of those there are before it.
+    fn take(&mut self, indexed: &Indexed) -> Option<(Placed, u64)> {
         loop {
-            let frame = indexed.index.frame(self.frame)?;
-            let taken = (frame, self.frame, self.packed, self.sequence);
-            self.frame += 1;
-            self.packed += u64::from(frame.packed);
-            if !frame.is_table() {
+            let placed = self.places.take(&indexed.index)?;
+            if !placed.frame.is_table() {
                 self.sequence += 1;
-                return Some(taken);
+                return Some((placed, self.sequence - 1));
             }
         }
     }
@@ -156,7 +151,7 @@ fn read_frames(
         .map_err(|source| shared.failed(ArchiveCause::Frame { frame: 0, offset: 0, source }))?;
     // The slot first: who has the frame that is next in line never waits for one.
     while let Some(mut slot) = shared.stop.recv(&slots.0) {
-        let Some((frame, number, offset, sequence)) = lock(place).take(indexed) else {
+        let Some((Placed { frame, number, offset, .. }, sequence)) = lock(place).take(indexed) else {
             // Another thread may be waiting for it.
             slots.1.try_send(slot).ok();
             return Ok(());

@@ -15,6 +15,7 @@ use crate::archive::vma::{CLUSTER, Damage, VmaError, tests::golden};
 use crate::archive::{ArchiveCause, Compression, Source};
 use crate::host::{Cancel, Host};
 use crate::image::{Extent, ExtentKind, Image, ImageError, Target};
+use crate::testdata;
 
 /// A disk in memory. Zero pages of `grid` bytes are reported as such; reads from `fail_at` on fail.
 struct Mem {
@@ -111,17 +112,7 @@ fn job(images: Vec<Mem>, compression: Compression) -> Backup {
         image.name = format!("drive-scsi{i}");
         BackupDisk { name: image.name.clone(), image: Arc::new(image) as Arc<dyn Image> }
     };
-    Backup {
-        disks: images.into_iter().enumerate().map(disk).collect(),
-        configs: vec![("qemu-server.conf".into(), b"cores: 1\n".to_vec())],
-        compression,
-        uuid: [3; 16],
-        ctime: 1_795_341_418,
-        bwlimit: None,
-        max_workers: 16,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    }
+    Backup { max_workers: 16, ..testdata::job(images.into_iter().enumerate().map(disk).collect(), compression) }
 }
 
 fn to_vec(job: &Backup) -> (Vec<u8>, Summary) {
@@ -647,17 +638,8 @@ fn islands_of_data_far_apart_fit_the_buffers() {
     for gap in [1121, 1122, 1125, 1128, 1180] {
         let disk = Islands { gap, islands: 150 };
         let size = disk.size();
-        let job = Backup {
-            disks: vec![BackupDisk { name: "drive-scsi0".into(), image: Arc::new(disk) }],
-            configs: Vec::new(),
-            compression: Compression::None,
-            uuid: [1; 16],
-            ctime: 0,
-            bwlimit: None,
-            max_workers: 16,
-            memory: DEFAULT_MEMORY,
-            host: Host::from_env(),
-        };
+        let disk = BackupDisk { name: "drive-scsi0".into(), image: Arc::new(disk) };
+        let job = Backup { max_workers: 16, ..testdata::job(vec![disk], Compression::None) };
         let output = Output::Writer(Box::new(io::sink()), "sink".into());
         let summary = backup(&job, output, &mut |_| {}, &Cancel::new()).unwrap();
         assert_eq!((summary.read, summary.zero), (size, size - 150 * CLUSTER as u64), "gap {gap}");

@@ -3,29 +3,20 @@
 //! In an archive with an index every frame is judged for itself, by several threads, so that one damaged frame does not hide the
 //! next. Any other archive is read up to the first damage, behind which nothing can be told for sure.
 
+mod frames;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::limit::Limiter;
+use self::frames::Frames;
 use super::output::Output;
-use super::pool;
-use super::stop::{Stop, lock};
 use super::{TransferError, restore, unpack_tar};
-use crate::archive::frame::{Frame, Unpacker};
 use crate::archive::tar::{Rules, TarInput, TarSource, Vetting};
-use crate::archive::vma::{BLOCK, CLUSTER, Checker, Damage, ExtentHead, Header, VmaError};
-use crate::archive::{ArchiveCause, ArchiveError, Holds, Indexed, Input, Source, holds, is_of_the_data};
+use crate::archive::{ArchiveCause, ArchiveError, Holds, Input, Source, holds, is_of_the_data};
 use crate::host::{Cancel, Host};
-
-/// Threads that decompress frames side by side, at most.
-const MAX_WORKERS: usize = 8;
-/// Damaged places that are named; the others are counted.
-const MAX_NAMED: usize = 100;
 
 /// What the bytes of an archive were held against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,173 +214,6 @@ fn of_container(
         verified.damage.push(damage);
     }
     Ok(verified)
-}
-
-/// An archive in frames that are judged one by one.
-struct Frames<'a> {
-    /// The archive's path.
-    name: &'a str,
-    indexed: &'a Indexed,
-    /// Of a VMA; none of tar data.
-    header: Option<&'a Header>,
-    bwlimit: Option<u64>,
-}
-
-/// The next frame to judge: number, offset in the file, offset of its data in the stream.
-#[derive(Default, Clone, Copy)]
-struct Place {
-    number: usize,
-    offset: u64,
-    raw: u64,
-}
-
-struct Found {
-    /// By offset in the file.
-    damage: BTreeMap<u64, String>,
-    more: u64,
-    checker: Option<Checker>,
-}
-
-impl Frames<'_> {
-    /// Judges all frames.
-    fn all(&self, progress: &mut dyn FnMut(&VerifyProgress), cancel: &Cancel) -> Result<Verified, TransferError> {
-        self.judge(&|_| true, progress, cancel)
-    }
-
-    /// Judges the table of members, which whoever reads the members has not seen.
-    fn tables(&self, cancel: &Cancel) -> Result<Verified, TransferError> {
-        self.judge(&Frame::is_table, &mut |_| {}, cancel)
-    }
-
-    fn judge(
-        &self,
-        wanted: &(dyn Fn(&Frame) -> bool + Sync),
-        progress: &mut dyn FnMut(&VerifyProgress),
-        cancel: &Cancel,
-    ) -> Result<Verified, TransferError> {
-        let total = self.indexed.index.iter().map(|frame| u64::from(frame.raw)).sum();
-        let (stop, limiter, done) = (Stop::new(cancel), Limiter::new(self.bwlimit), AtomicU64::new(0));
-        let found = Found { damage: BTreeMap::new(), more: 0, checker: self.header.map(Checker::new) };
-        let (place, found) = (Mutex::new(Place::default()), Mutex::new(found));
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
-        let mut tick = || progress(&VerifyProgress { done: done.load(Ordering::Relaxed), total: Some(total) });
-        let work = || self.work(wanted, &stop, &limiter, &place, &found, &done);
-        pool::run("verify", workers, &stop, cancel, &work, &mut tick);
-        stop.into_result()?;
-        let end = lock(&place);
-        let Found { damage, more, checker } = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut verified = Verified { more, ..good(Checked::EveryByte, total, None) };
-        verified.damage = damage.into_values().collect();
-        // What a damaged frame should hold is missing, of course.
-        if let Some(checker) = checker.filter(|_| verified.damage.is_empty())
-            && let Err(e) = checker.finish(end.raw)
-        {
-            verified.damage.push(e.to_string());
-        }
-        let intact = self.indexed.index_is_intact();
-        match intact.map_err(|source| ArchiveCause::Frame { frame: end.number, offset: end.offset, source }) {
-            Ok(true) => {}
-            Ok(false) => verified.damage.push(format!("the index at byte {} of the file is damaged", end.offset)),
-            Err(cause) if is_of_the_data(&cause) => verified.damage.push(cause.to_string()),
-            Err(cause) => return Err(ArchiveError { archive: self.name.to_owned(), cause }.into()),
-        }
-        progress(&VerifyProgress { done: total, total: Some(total) });
-        Ok(verified)
-    }
-
-    fn work(
-        &self,
-        wanted: &(dyn Fn(&Frame) -> bool + Sync),
-        stop: &Stop,
-        limiter: &Limiter,
-        place: &Mutex<Place>,
-        found: &Mutex<Found>,
-        done: &AtomicU64,
-    ) -> Result<(), TransferError> {
-        let mut unpacker = Unpacker::new(self.indexed.container).map_err(TransferError::Thread)?;
-        let (mut packed, mut raw) = (Vec::new(), Vec::new());
-        while !stop.is_set() {
-            let (frame, at) = {
-                let mut place = lock(place);
-                let Some(frame) = self.indexed.index.frame(place.number) else { return Ok(()) };
-                let at = *place;
-                place.number += 1;
-                place.offset += u64::from(frame.packed);
-                place.raw += u64::from(frame.raw);
-                (frame, at)
-            };
-            if !wanted(&frame) {
-                continue;
-            }
-            if !limiter.take(frame.raw.into(), stop) {
-                return Ok(());
-            }
-            let read = match frame.is_table() {
-                true => self.indexed.read(frame, at.offset, &mut packed),
-                false => self.indexed.unpack(frame, at.offset, &mut unpacker, &mut packed, &mut raw),
-            };
-            let (number, offset) = (at.number, at.offset);
-            let judged = read.map_err(|source| ArchiveCause::Frame { frame: number, offset, source });
-            let judged = judged.and_then(|()| match self.header {
-                Some(header) if at.number > 0 => self.extents(header, frame, at.raw, &raw, found),
-                _ => Ok(()),
-            });
-            if let Err(cause) = judged {
-                if !is_of_the_data(&cause) {
-                    return Err(ArchiveError { archive: self.name.to_owned(), cause }.into());
-                }
-                let mut found = lock(found);
-                if found.damage.len() < MAX_NAMED {
-                    found.damage.insert(at.offset, format!("{}{cause}", self.range_of(frame)));
-                } else {
-                    found.more += 1;
-                }
-            }
-            done.fetch_add(frame.raw.into(), Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// The clusters of a frame have to be those that the index has there.
-    fn extents(
-        &self,
-        header: &Header,
-        frame: Frame,
-        start: u64,
-        raw: &[u8],
-        found: &Mutex<Found>,
-    ) -> Result<(), ArchiveCause> {
-        let mut at = 0;
-        while at < raw.len() {
-            let offset = start + at as u64;
-            let truncated = |what| VmaError::Damaged { offset, damage: Damage::Truncated(what) };
-            let (head, rest) = raw[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
-            let head = ExtentHead::parse(head, &header.uuid, offset)?;
-            if rest.len() < head.blocks * BLOCK {
-                return Err(truncated("an extent's data").into());
-            }
-            let within = frame.first..frame.first.saturating_add(frame.clusters);
-            if let Some(other) = head.pieces.iter().find(|p| p.device != frame.device || !within.contains(&p.number)) {
-                let damage = Damage::Index { device: other.device, cluster: other.number };
-                return Err(VmaError::Damaged { offset, damage }.into());
-            }
-            if let Some(checker) = &mut lock(found).checker {
-                checker.extent(&head, offset)?;
-            }
-            at += head.len();
-        }
-        Ok(())
-    }
-
-    /// Which part of which disk is in a frame, as the beginning of a sentence.
-    fn range_of(&self, frame: Frame) -> String {
-        let device = self.header.and_then(|header| header.device(frame.device)).filter(|_| frame.clusters > 0);
-        device.map_or_else(String::new, |device| {
-            let start = u64::from(frame.first) * CLUSTER as u64;
-            let end = (start + u64::from(frame.clusters) * CLUSTER as u64).min(device.size);
-            format!("{}, bytes {start} to {end}: ", device.name)
-        })
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "every test uses another part of the lab")]
 
 pub mod aftermath;
+pub mod archives;
 pub mod cgroup;
 pub mod checker;
 pub mod clean;
@@ -17,6 +18,7 @@ pub mod demo;
 pub mod demo_container;
 pub mod diary;
 pub mod diary_check;
+pub mod file_compare;
 pub mod guest;
 pub mod guest_image;
 pub mod guest_kernel;

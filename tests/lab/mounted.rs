@@ -1,16 +1,13 @@
-//! Archives that `vzkeep mount` shows, and archives made for that. Whatever a test does, no mount is left.
+//! Archives that `vzkeep mount` shows. Whatever a test does, no mount is left.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::mount::{MntFlags, umount2};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vzkeep::archive::Compression;
-use vzkeep::host::{Cancel, Host};
-use vzkeep::image::{Image, MemImage};
-use vzkeep::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, TarFrom, TarPack, backup, pack_tar};
+use vzkeep::host::Host;
+
+pub use super::archives::make_vma;
 
 /// How long something may take on a busy machine.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -140,52 +137,6 @@ pub fn wait(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
         ensure!(Instant::now() < deadline, "not so after {LONG:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
-}
-
-/// An archive of a virtual machine with these disks.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn make_vma(path: &Path, disks: &[(&str, Vec<u8>)], compression: Compression) -> Result<()> {
-    let disk = |(name, bytes): &(&str, Vec<u8>)| {
-        let image: Arc<dyn Image> = Arc::new(MemImage::sparse(name, bytes.clone()));
-        BackupDisk { name: (*name).to_owned(), image }
-    };
-    let job = Backup {
-        disks: disks.iter().map(disk).collect(),
-        configs: vec![
-            ("qemu-server.conf".into(), b"memory: 512\n".to_vec()),
-            ("qemu-server.fw".into(), b"[OPTIONS]\n".to_vec()),
-        ],
-        compression,
-        uuid: *b"a mounted archiv",
-        ctime: 1_763_802_865,
-        bwlimit: None,
-        max_workers: 2,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    };
-    let to = Output::Writer(Box::new(File::create(path)?), path.display().to_string());
-    backup(&job, to, &mut |_| {}, &Cancel::new())?;
-    Ok(())
-}
-
-/// The archive of a tree, as `vzdump` makes it.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn make_tar(path: &Path, tree: &Path, compression: Compression) -> Result<()> {
-    let mut tar = Command::new("tar");
-    tar.args(["cf", "-", "--sparse", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=user.*"]);
-    tar.args(["--xattrs-include=security.capability", "--warning=no-file-ignored", "--one-file-system", "-C"]);
-    let mut tar = tar.arg(tree).arg("./").stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let host = Host::with_root("/".into());
-    let how = TarPack { compression, bwlimit: None, memory: DEFAULT_MEMORY, host };
-    let from = TarFrom::Fd(tar.stdout.take().context("tar without output")?.into(), "tar".into());
-    let to = Output::Writer(Box::new(File::create(path)?), path.display().to_string());
-    pack_tar(from, to, &how, &mut |_| {}, &Cancel::new())?;
-    ensure!(tar.wait()?.success(), "tar failed");
     Ok(())
 }
 

@@ -8,10 +8,8 @@ use crate::archive::Compression;
 use crate::archive::frame::{Container, Frame, IndexBuilder, Packer};
 use crate::archive::packed::Method;
 use crate::archive::seek::Beside;
-use crate::archive::vma::Scanner;
-use crate::image::MemImage;
-use crate::testdata::golden;
-use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, backup};
+use crate::archive::vma::{BLOCK, Scanner};
+use crate::testdata::{self, golden};
 
 /// A disk whose clusters hold what `kinds` says: nothing, full of data, or data here and there. The last one is cut.
 fn disk(kinds: &[u8], tail: usize) -> Vec<u8> {
@@ -36,26 +34,9 @@ fn disk(kinds: &[u8], tail: usize) -> Vec<u8> {
 fn archive(disks: &[Vec<u8>], compression: Compression) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.vma");
-    let disk = |(i, bytes): (usize, &Vec<u8>)| {
-        let name = format!("drive-scsi{i}");
-        let image: Arc<dyn Image> = Arc::new(MemImage::sparse(&name, bytes.clone()));
-        BackupDisk { name, image }
-    };
-    let job = Backup {
-        disks: disks.iter().enumerate().map(disk).collect(),
-        configs: vec![("qemu-server.conf".into(), b"cores: 1\n".to_vec())],
-        compression,
-        uuid: [3; 16],
-        ctime: 1_795_341_418,
-        bwlimit: None,
-        max_workers: 4,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    };
-    let mut out = Vec::new();
-    let output = Output::Writer(Box::new(&mut out), "memory".into());
-    backup(&job, output, &mut |_| {}, &Cancel::new()).unwrap();
-    std::fs::write(&path, &out).unwrap();
+    let disk = |(i, bytes): (usize, &Vec<u8>)| testdata::disk(&format!("drive-scsi{i}"), bytes.clone());
+    let disks = disks.iter().enumerate().map(disk).collect();
+    std::fs::write(&path, testdata::archive(&testdata::job(disks, compression))).unwrap();
     (dir, path)
 }
 

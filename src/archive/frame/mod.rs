@@ -9,11 +9,13 @@
 mod gzip;
 mod index;
 mod pack;
+mod places;
 #[cfg(test)]
 mod tests;
 
 pub use index::{Frame, Index, IndexBuilder, IndexError, TAR_ID, unwrap, wrap};
 pub use pack::{Packer, Unpacker};
+pub use places::{Placed, Places};
 
 /// Bytes of raw data in the largest frame, the first excepted: an extent of 59 full clusters and what zero extents may
 /// follow it.

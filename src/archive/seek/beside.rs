@@ -252,28 +252,17 @@ impl<E: Extra> Beside<E> {
             return Ok(false);
         }
         let target = Beside::path(path);
-        files::remove_stale(&target);
-        let beside = files::beside(&target);
-        let written = (|| {
-            let mut open = OpenOptions::new();
-            let mut new = open.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        files::replace_with(&target, 0o600, |mut new| {
             new.write_all(&head(0))?;
             let sum = self.write(made_of, &mut new)?;
             new.write_all_at(&head(sum), 0)?;
             let meta = file.metadata()?;
             // Who cannot give it to the archive's owner keeps it for himself.
-            if fchown(&new, Some(meta.uid()), Some(meta.gid())).is_ok() {
+            if fchown(new, Some(meta.uid()), Some(meta.gid())).is_ok() {
                 new.set_permissions(std::fs::Permissions::from_mode(meta.mode() & 0o666))?;
             }
-            new.sync_all()?;
-            std::fs::rename(&beside, &target)
-        })();
-        if written.is_err() {
-            // The first error says more than a second one.
-            std::fs::remove_file(&beside).unwrap_or_default();
-        }
-        written?;
-        files::sync_parent(&target)?;
+            Ok(())
+        })?;
         Ok(true)
     }
 }

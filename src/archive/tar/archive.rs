@@ -4,27 +4,32 @@
 //! The table is a guide, nothing more: what it says of a file is compared with the header there, and where they differ, or
 //! a block of the table is damaged, the archive is gone through.
 
+mod data;
+mod guide;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::data::{At, Frames};
 use super::TarBytes;
 use super::sparse::Expanded;
 use super::table::{self, Entry, Root};
 use super::{BLOCK, Kind, Member, TarError, TarInput, TarSource, Walker, normal, printable};
 use crate::archive::bytes::{PlainBytes, Reading};
 use crate::archive::foreign::{FirstPass, Foreign};
-use crate::archive::frame::{Frame, Unpacker, unwrap};
 use crate::archive::seek::{self, Seekable};
 use crate::archive::{ArchiveCause, ArchiveError, Bytes, Indexed};
 use crate::host::{Cancel, Host};
 
 /// Bytes read at once when an archive is gone through.
 const PIECE: usize = 1 << 20;
+
+const DAMAGED: &str = "the table of the archive's members is damaged; going through all of it";
 
 /// Takes the normal name, kind, size and offset of a member.
 type EachEntry<'a> = dyn FnMut(&[u8], u8, u64, u64) + 'a;
@@ -104,7 +109,7 @@ impl TarArchive {
         let mut note = source.note().map(str::to_owned);
         let store = match source.input {
             TarInput::Indexed(indexed) => {
-                let root = root(&indexed);
+                let root = guide::root(&indexed);
                 if root.is_none() {
                     note = Some(
                         "the archive has no table of its members, or a damaged one; going through all of it".into(),
@@ -140,9 +145,8 @@ impl TarArchive {
     pub(crate) fn each_in_table(&self, each: &mut EachEntry<'_>) -> bool {
         let Store::Frames(indexed, Some(root)) = &self.store else { return false };
         for number in 0..root.first_keys.len() {
-            let block = part(indexed, number, b'B').and_then(|block| table::entries(&block));
-            let Some(entries) = block else {
-                self.distrust("the table of the archive's members is damaged; going through all of it");
+            let Some(entries) = guide::block(indexed, number) else {
+                self.distrust(DAMAGED);
                 return false;
             };
             for entry in &entries {
@@ -195,7 +199,7 @@ impl TarArchive {
                 found.insert(name.to_vec(), (offset, listed));
             }
         };
-        if let Some(entries) = self.table_entries(&prefix)? {
+        if let Some(entries) = self.table_entries(&prefix) {
             for entry in &entries {
                 if let Some(name) = entry.key.strip_prefix(prefix.as_slice()) {
                     add(name, entry.offset, entry.kind, entry.size);
@@ -268,7 +272,7 @@ impl TarArchive {
     /// The member of this normal name, and its data.
     fn find(&self, name: &[u8]) -> Result<(Member, io::Take<Box<dyn Read + Send>>), MemberError> {
         let key = table::key(name);
-        if let Some(entries) = self.table_entries(&key)? {
+        if let Some(entries) = self.table_entries(&key) {
             let last = entries.iter().filter(|entry| entry.key == key).max_by_key(|entry| entry.offset);
             if let Some(entry) = last {
                 match self.at(entry.offset) {
@@ -293,25 +297,13 @@ impl TarArchive {
     }
 
     /// The entries whose keys begin with `prefix`; none when the table cannot tell.
-    fn table_entries(&self, prefix: &[u8]) -> Result<Option<Vec<Entry>>, ArchiveError> {
-        let Store::Frames(indexed, Some(root)) = &self.store else { return Ok(None) };
-        // Keys in the root are cut: only one that is smaller within that length is the key of a block that begins before.
-        let within = &prefix[..prefix.len().min(table::ROOT_KEY)];
-        let from = root.first_keys.partition_point(|key| key.as_slice() < within).saturating_sub(1);
-        let mut found = Vec::new();
-        for (number, key) in root.first_keys.iter().enumerate().skip(from) {
-            let cut = key.len().min(prefix.len());
-            if number > from && key[..cut] > prefix[..cut] {
-                break;
-            }
-            let block = part(indexed, number, b'B').and_then(|block| table::entries(&block));
-            let Some(entries) = block else {
-                self.distrust("the table of the archive's members is damaged; going through all of it");
-                return Ok(None);
-            };
-            found.extend(entries.into_iter().filter(|entry| entry.key.starts_with(prefix)));
+    fn table_entries(&self, prefix: &[u8]) -> Option<Vec<Entry>> {
+        let Store::Frames(indexed, Some(root)) = &self.store else { return None };
+        let found = guide::with_prefix(indexed, root, prefix);
+        if found.is_none() {
+            self.distrust(DAMAGED);
         }
-        Ok(Some(found))
+        found
     }
 
     /// The member whose headers start at `offset`, and its data.
@@ -424,98 +416,4 @@ fn foreign(
     let opened = foreign.tar()?;
     *note = foreign.note;
     Ok(opened.map_or(Store::Stream, |bytes| Store::Foreign(Arc::new(bytes))))
-}
-
-/// A file from an offset on.
-struct At {
-    file: File,
-    offset: u64,
-}
-
-impl Read for At {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buf, self.offset)?;
-        self.offset += count as u64;
-        Ok(count)
-    }
-}
-
-/// The data of frames from an offset on.
-struct Frames {
-    file: File,
-    unpacker: Unpacker,
-    frames: std::vec::IntoIter<(Frame, u64)>,
-    raw: Cursor<Vec<u8>>,
-}
-
-impl Frames {
-    fn from(indexed: &Indexed, file: File, offset: u64) -> io::Result<Self> {
-        let (mut packed, mut raw, mut frames) = (0, 0, Vec::new());
-        let mut first = None;
-        for frame in indexed.index.iter() {
-            let end = raw + u64::from(frame.raw);
-            if !frame.is_table() && end > offset {
-                first.get_or_insert(offset - raw.min(offset));
-                frames.push((frame, packed));
-            }
-            packed += u64::from(frame.packed);
-            raw = end;
-        }
-        let unpacker = Unpacker::new(indexed.container)?;
-        let mut data = Self { file, unpacker, frames: frames.into_iter(), raw: Cursor::new(Vec::new()) };
-        if let Some(first) = first {
-            data.next_frame()?;
-            data.raw.set_position(first);
-        }
-        Ok(data)
-    }
-
-    fn next_frame(&mut self) -> io::Result<bool> {
-        let Some((frame, offset)) = self.frames.next() else { return Ok(false) };
-        let mut packed = vec![0; frame.packed as usize];
-        self.file.read_exact_at(&mut packed, offset)?;
-        frame.check(&packed)?;
-        self.unpacker.unpack(&packed, frame.raw as usize, self.raw.get_mut())?;
-        self.raw.set_position(0);
-        Ok(true)
-    }
-}
-
-impl Read for Frames {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.raw.read(buf)? {
-                0 if !buf.is_empty() => {
-                    if !self.next_frame()? {
-                        return Ok(0);
-                    }
-                }
-                count => return Ok(count),
-            }
-        }
-    }
-}
-
-/// The root of the table, which is its last part; none when there is no good one.
-fn root(indexed: &Indexed) -> Option<Root> {
-    let parts = indexed.index.iter().filter(Frame::is_table).count();
-    let root = table::root(&part(indexed, parts.checked_sub(1)?, b'R')?)?;
-    (root.first_keys.len() + 1 == parts).then_some(root)
-}
-
-/// Part number `wanted` of the table.
-fn part(indexed: &Indexed, wanted: usize, kind: u8) -> Option<Vec<u8>> {
-    let (mut offset, mut number) = (0, 0);
-    for frame in indexed.index.iter() {
-        if frame.is_table() {
-            if number == wanted {
-                let mut packed = vec![0; frame.packed as usize];
-                indexed.file.read_exact_at(&mut packed, offset).ok()?;
-                return table::unsealed(kind, &unwrap(indexed.container, &packed)?);
-            }
-            number += 1;
-        }
-        offset += u64::from(frame.packed);
-    }
-    None
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Kind, Member, sparse};
 use crate::archive::bytes::Reading;
 use crate::archive::cache::PieceCache;
-use crate::archive::frame::{Frame, Unpacker};
+use crate::archive::frame::{Frame, Placed, Unpacker};
 use crate::archive::{Bytes, Indexed};
 use crate::image::{Extent, ExtentKind, Image, ImageError, check_range, push};
 
@@ -26,13 +26,10 @@ pub(crate) struct TarBytes {
 
 impl TarBytes {
     pub(crate) fn new(indexed: Indexed) -> Self {
-        let (mut frames, mut packed, mut len) = (Vec::new(), 0, 0);
-        for frame in indexed.index.iter() {
-            if !frame.is_table() {
-                frames.push((len, packed, frame));
-                len += u64::from(frame.raw);
-            }
-            packed += u64::from(frame.packed);
+        let (mut frames, mut len) = (Vec::new(), 0);
+        for Placed { frame, offset, .. } in indexed.index.placed().filter(|placed| !placed.frame.is_table()) {
+            frames.push((len, offset, frame));
+            len += u64::from(frame.raw);
         }
         Self { indexed, frames, len, cache: PieceCache::new(CACHE), unpackers: Mutex::default() }
     }

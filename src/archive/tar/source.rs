@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::header::Header;
 use super::{BLOCK, Kind, Layout, Walker, normal};
-use crate::archive::frame::{Index, TAR_ID, Unpacker};
+use crate::archive::frame::{Index, Placed, TAR_ID, Unpacker};
 use crate::archive::input::{Packed, PolledRead};
 use crate::archive::packed::Method;
 use crate::archive::source::FOREIGN_INDEX;
@@ -187,17 +187,15 @@ impl TarSource {
                 start.truncate(got);
             }
             TarInput::Indexed(indexed) => {
-                let mut at = 0;
-                for (number, frame) in indexed.index.iter().enumerate() {
+                for Placed { frame, number, offset, .. } in indexed.index.placed() {
                     if frame.is_table() || start.len() >= within {
                         break;
                     }
-                    let failed = |source| ArchiveCause::Frame { frame: number, offset: at, source };
+                    let failed = |source| ArchiveCause::Frame { frame: number, offset, source };
                     let mut unpacker = Unpacker::new(indexed.container).map_err(failed)?;
                     let (mut packed, mut raw) = (Vec::new(), Vec::new());
-                    indexed.unpack(frame, at, &mut unpacker, &mut packed, &mut raw).map_err(failed)?;
+                    indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw).map_err(failed)?;
                     start.append(&mut raw);
-                    at += u64::from(frame.packed);
                 }
             }
         }

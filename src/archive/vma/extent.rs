@@ -1,8 +1,11 @@
 //! Extents: encoding clusters in place, so that header and blocks become one contiguous write without a copy, and
 //! parsing extent headers.
 
+use std::ops::Range;
+
 use md5::{Digest, Md5};
 
+use super::piece::Piece;
 use super::{BLOCK, CLUSTER, CLUSTERS_PER_EXTENT, Damage, EXTENT_HEADER, VmaError, array, be16, be32};
 
 const MAGIC: &[u8; 4] = b"VMAE";
@@ -115,17 +118,6 @@ fn compact(buf: &mut [u8], from: usize, to: usize, mask: u16) -> usize {
     len
 }
 
-/// A cluster in an extent that is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// Number of the disk.
-    pub device: u8,
-    /// Number of the cluster on its disk.
-    pub number: u32,
-    /// Bit i is set when block i is stored, in order; the others are zero.
-    pub mask: u16,
-}
-
 /// A parsed extent header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtentHead {
@@ -158,7 +150,7 @@ impl ExtentHead {
             pieces.push(Piece { mask: be16(info, 0), device: info[3], number: be32(info, 4) });
         }
         let announced = usize::from(be16(head, 6));
-        let listed = pieces.iter().map(|p| p.mask.count_ones() as usize).sum();
+        let listed = pieces.iter().map(|p: &Piece| p.stored() / BLOCK).sum();
         if announced != listed {
             return damaged(Damage::BlockCount { announced, listed });
         }
@@ -173,18 +165,74 @@ impl ExtentHead {
     /// The blocks of a cluster of the extent: which are stored, and where the first one lies, in bytes from the extent's start.
     /// `None` when the cluster is not in it.
     pub fn find(&self, device: u8, number: u32) -> Option<(u16, usize)> {
+        self.places()
+            .find(|(piece, _)| piece.device == device && piece.number == number)
+            .map(|(p, at)| (p.mask, at.start))
+    }
+
+    /// The clusters, and where the blocks of each lie, in bytes from the extent's start.
+    pub fn places(&self) -> impl Iterator<Item = (Piece, Range<usize>)> + '_ {
         let mut at = EXTENT_HEADER;
-        for piece in &self.pieces {
-            if piece.device == device && piece.number == number {
-                return Some((piece.mask, at));
-            }
-            at += piece.mask.count_ones() as usize * BLOCK;
-        }
-        None
+        self.pieces.iter().map(move |piece| {
+            let start = at;
+            at += piece.stored();
+            (*piece, start..at)
+        })
     }
 
     /// Whether the extent holds no cluster at all.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
+    }
+}
+
+/// An extent among others in memory.
+#[derive(Debug)]
+pub struct Extent<'a> {
+    /// Its parsed header.
+    pub head: ExtentHead,
+    /// Its blocks.
+    pub data: &'a [u8],
+    /// Where it begins in the bytes gone through.
+    pub at: usize,
+    /// Where it begins in the VMA stream.
+    pub offset: u64,
+}
+
+/// Goes through extents that lie one behind the other and fill their bytes: those of a frame. Ends with the first error.
+#[derive(Debug)]
+pub struct Extents<'a> {
+    bytes: &'a [u8],
+    uuid: &'a [u8; 16],
+    start: u64,
+    at: usize,
+}
+
+impl<'a> Extents<'a> {
+    /// In `bytes`, which begin at `start` in the stream of the archive `uuid`.
+    pub fn new(bytes: &'a [u8], uuid: &'a [u8; 16], start: u64) -> Self {
+        Self { bytes, uuid, start, at: 0 }
+    }
+
+    fn parse(&self) -> Result<Extent<'a>, VmaError> {
+        let (at, offset) = (self.at, self.start + self.at as u64);
+        let truncated = |what| VmaError::Damaged { offset, damage: Damage::Truncated(what) };
+        let (head, rest) = self.bytes[at..].split_first_chunk().ok_or_else(|| truncated("an extent's header"))?;
+        let head = ExtentHead::parse(head, self.uuid, offset)?;
+        let data = rest.get(..head.blocks * BLOCK).ok_or_else(|| truncated("an extent's data"))?;
+        Ok(Extent { head, data, at, offset })
+    }
+}
+
+impl<'a> Iterator for Extents<'a> {
+    type Item = Result<Extent<'a>, VmaError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at == self.bytes.len() {
+            return None;
+        }
+        let parsed = self.parse();
+        self.at = parsed.as_ref().map_or(self.bytes.len(), |extent| extent.at + extent.head.len());
+        Some(parsed)
     }
 }

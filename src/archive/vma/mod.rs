@@ -7,14 +7,16 @@
 mod extent;
 mod header;
 mod map;
+mod piece;
 mod reader;
 mod seen;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use extent::{Cluster, Encoded, ExtentHead, Piece, encode_extent, encode_zero_extent, is_zero};
+pub use extent::{Cluster, Encoded, Extent, ExtentHead, Extents, encode_extent, encode_zero_extent, is_zero};
 pub use header::Header;
 pub(crate) use map::{ClusterMap, MAX_MAP, Place, Scanner};
+pub use piece::{Piece, Run, runs, stored};
 pub use reader::{Checker, Reader};
 
 /// Bytes of a cluster, the unit in which disks are cut.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::words::Words;
 use super::{Failure, Tools, fatal, log};
-use crate::archive::vma::{BLOCK, MAX_EXTENT};
+use crate::archive::vma::MAX_EXTENT;
 use crate::archive::{Compression, Source};
 use crate::cli::complain;
 use crate::image::{detect_format, open_image};
@@ -126,7 +126,7 @@ fn statistics(tools: &Tools, path: &Path) -> Result<(), String> {
     let (mut stored, mut buf) = (BTreeMap::<u8, u64>::new(), Vec::with_capacity(MAX_EXTENT));
     while let Some(head) = reader.next_extent(&mut buf).map_err(|e| e.to_string())? {
         for piece in &head.pieces {
-            *stored.entry(piece.device).or_default() += u64::from(piece.mask.count_ones()) * BLOCK as u64;
+            *stored.entry(piece.device).or_default() += piece.stored() as u64;
         }
     }
     for device in &header.devices {

@@ -14,7 +14,7 @@ use super::{Failure, Tools, fatal};
 use crate::archive::PolledRead;
 use crate::archive::vma::{Device, Header};
 use crate::cli::say;
-use crate::host::files::{reason, sync_parent};
+use crate::host::files::{reason, rename_new, sync_directory};
 use crate::image::{RawTarget, Target, detect_format, open_target};
 use crate::transfer::{Throttle, Throttled};
 
@@ -136,14 +136,12 @@ impl Extraction<'_> {
     /// All are complete: gives them their names.
     fn name_files(mut self) -> Result<(), Failure> {
         while let Some((from, to)) = self.files.first() {
-            crate::transfer::rename_new(from, to)
+            rename_new(from, to)
                 .map_err(|e| fatal(format!("rename {} to {} failed - {}", from.display(), to.display(), reason(&e))))?;
             self.files.remove(0);
         }
         // The names in the directory, and its own.
-        sync_parent(&self.dir.join("disk"))
-            .and_then(|()| sync_parent(&self.dir))
-            .map_err(|e| fatal(format!("sync of {} failed - {}", self.dirname, reason(&e))))
+        sync_directory(&self.dir).map_err(|e| fatal(format!("sync of {} failed - {}", self.dirname, reason(&e))))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Writes extents to their disks: every cluster once, neighbours at once, zeros put together.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::Shared;
-use crate::archive::vma::{BLOCK, CLUSTER, ExtentHead};
+use crate::archive::vma::{BLOCK, CLUSTER, ExtentHead, Run};
 use crate::transfer::TransferError;
 use crate::transfer::stop::lock;
 
@@ -39,10 +40,11 @@ impl<'a> Writer<'a> {
         // Blocks lie one behind the other: they can be written at once as long as they are neighbours on the disk, too.
         let (mut run, mut at) = (None::<(u8, u64, usize)>, 0);
         for piece in &head.pieces {
-            for block in 0..BLOCKS {
-                let place = u64::from(piece.number) * CLUSTER as u64 + block * BLOCK as u64;
-                if piece.mask >> block & 1 == 0 {
-                    self.zero(piece.device, place)?;
+            for Run { range, stored } in piece.runs() {
+                let start = u64::from(piece.number) * CLUSTER as u64;
+                let (place, end) = (start + range.start as u64, start + range.end as u64);
+                if stored.is_none() {
+                    self.zero(piece.device, place..end)?;
                     continue;
                 }
                 match run {
@@ -51,7 +53,7 @@ impl<'a> Writer<'a> {
                         self.write(run.replace((piece.device, place, at)), &data[..at])?;
                     }
                 }
-                at += BLOCK;
+                at += range.len();
             }
         }
         self.write(run, &data[..at])?;
@@ -76,11 +78,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn zero(&mut self, device: u8, start: u64) -> Result<(), TransferError> {
+    fn zero(&mut self, device: u8, Range { start, end }: Range<u64>) -> Result<(), TransferError> {
         if self.shared.targets.get(&device).is_none_or(|target| target.starts_zeroed()) {
             return Ok(());
         }
-        let end = start + BLOCK as u64;
         match &mut self.zeros {
             Some(zeros) if zeros.device == device && zeros.end == start => zeros.end = end,
             _ => {

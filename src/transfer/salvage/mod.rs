@@ -24,7 +24,7 @@ use self::parse::{Parser, Saver};
 use self::stream::{Packing, Tail};
 use super::TransferError;
 use super::throttled::{Throttle, Throttled};
-use crate::archive::frame::{Index, Unpacker};
+use crate::archive::frame::{Index, Placed, Unpacker};
 use crate::archive::vma::{Checker, Header, VmaError};
 use crate::archive::{ArchiveCause, ArchiveError, Indexed, Method};
 use crate::host::{Cancel, Host};
@@ -165,8 +165,8 @@ impl Wreck {
             cause: ArchiveCause::Frame { frame: 0, offset: 0, source },
         };
         let mut unpacker = Unpacker::new(indexed.container).map_err(failed)?;
-        let (mut packed, mut raw, mut offset) = (Vec::new(), Vec::new(), 0);
-        for (number, frame) in indexed.index.iter().enumerate() {
+        let (mut packed, mut raw) = (Vec::new(), Vec::new());
+        for Placed { frame, number, offset, .. } in indexed.index.placed() {
             parser.saver().go_on()?;
             if number > 0 && !frame.is_table() {
                 match indexed.unpack(frame, offset, &mut unpacker, &mut packed, &mut raw) {
@@ -178,8 +178,7 @@ impl Wreck {
                     }
                 }
             }
-            offset += u64::from(frame.packed);
-            progress(offset, self.len);
+            progress(offset + u64::from(frame.packed), self.len);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::losses::{Book, Losses};
 use super::vma_error;
 use crate::archive::vma::{
-    BLOCK, CLUSTER, Checker, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_EXTENT, Piece, VmaError, array,
+    CLUSTER, Checker, Damage, EXTENT_HEADER, ExtentHead, Header, MAX_EXTENT, Piece, VmaError, array,
 };
 use crate::host::Cancel;
 use crate::image::Target;
@@ -85,22 +85,16 @@ impl<'a> Saver<'a> {
         let Some(target) = self.targets.get(&piece.device) else { return Ok(()) };
         let size = self.header.device(piece.device).map_or(0, |device| device.size);
         let start = u64::from(piece.number) * CLUSTER as u64;
-        let (mut block, mut at) = (0, 0);
-        while block < CLUSTER / BLOCK {
-            let stored = piece.mask >> block & 1 == 1;
-            let alike = (if stored { piece.mask >> block } else { !(piece.mask >> block) }).trailing_ones() as usize;
-            let count = alike.min(CLUSTER / BLOCK - block);
-            let place = start + (block * BLOCK) as u64;
-            let end = size.min(place + (count * BLOCK) as u64);
-            if stored {
-                if place < end {
-                    target.write_at(&data[at..at + (end - place) as usize], place)?;
-                }
-                at += count * BLOCK;
-            } else if place < end && !target.starts_zeroed() {
-                target.write_zeroes(place..end)?;
+        for run in piece.runs() {
+            let (place, end) = (start + run.range.start as u64, size.min(start + run.range.end as u64));
+            if place >= end {
+                break;
             }
-            block += count;
+            match run.stored {
+                Some(at) => target.write_at(&data[at..at + (end - place) as usize], place)?,
+                None if !target.starts_zeroed() => target.write_zeroes(place..end)?,
+                None => {}
+            }
         }
         Ok(())
     }
@@ -331,10 +325,9 @@ impl<'a> Parser<'a> {
             self.saver.damage(why, Some(offset));
             return Ok(next.unwrap_or(end));
         }
-        let mut from = at + EXTENT_HEADER;
         let mut told = false;
-        for piece in &head.pieces {
-            let to = from + piece.mask.count_ones() as usize * BLOCK;
+        for (piece, range) in head.places() {
+            let (from, to) = (at + range.start, at + range.end);
             let offset = self.file_offset(from.min(self.buf.len().saturating_sub(1)));
             let (start, stop) = (self.start + from as u64, self.start + to as u64);
             let hole = self.holes.iter().find(|(range, _)| range.start < stop && start < range.end);
@@ -344,7 +337,7 @@ impl<'a> Parser<'a> {
                 self.saver.book.lost(piece.device, cluster..cluster + 1, &why, offset);
             } else if to <= self.buf.len() {
                 let data = std::mem::take(&mut self.buf);
-                let saved = self.saver.piece(*piece, &data[from..to], offset);
+                let saved = self.saver.piece(piece, &data[from..to], offset);
                 self.buf = data;
                 saved?;
             } else {
@@ -354,7 +347,6 @@ impl<'a> Parser<'a> {
                     self.saver.damage(why, Some(self.file_offset(at)));
                 }
             }
-            from = to;
         }
         Ok(end.min(self.buf.len()))
     }

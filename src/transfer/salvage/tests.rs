@@ -8,9 +8,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::archive::Compression;
-use crate::archive::vma::{CLUSTER, EXTENT_HEADER, ExtentHead, array};
-use crate::image::{MemImage, MemTarget};
-use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, Output, backup};
+use crate::archive::vma::{CLUSTER, EXTENT_HEADER, ExtentHead, Extents};
+use crate::image::MemTarget;
+use crate::testdata;
+use crate::transfer::Backup;
 
 const UUID: [u8; 16] = *b"0123456789abcdef";
 const ZSTD: Compression = Compression::Zstd { threads: 1 };
@@ -58,35 +59,18 @@ fn foreign() -> [Vec<u8>; 2] {
 }
 
 fn make(compression: Compression) -> Vec<u8> {
-    let disks = disks().clone().map(|bytes| Arc::new(MemImage::sparse("d", bytes)));
-    let disks = ["drive-scsi0", "drive-scsi1"].iter().zip(disks);
-    let job = Backup {
-        disks: disks.map(|(name, image)| BackupDisk { name: (*name).into(), image }).collect(),
-        configs: vec![("qemu-server.conf".into(), b"memory: 512\n".to_vec())],
-        compression,
-        uuid: UUID,
-        ctime: 1_800_000_000,
-        bwlimit: None,
-        max_workers: 1,
-        memory: DEFAULT_MEMORY,
-        host: Host::with_root("/".into()),
-    };
-    let mut out = Vec::new();
-    backup(&job, Output::Writer(Box::new(&mut out), "memory".into()), &mut |_| {}, &Cancel::new()).unwrap();
-    out
+    let [first, second] = disks().clone();
+    let disks = vec![testdata::disk("drive-scsi0", first), testdata::disk("drive-scsi1", second)];
+    let configs = vec![("qemu-server.conf".into(), b"memory: 512\n".to_vec())];
+    let job = testdata::job(disks, compression);
+    testdata::archive(&Backup { configs, uuid: UUID, ctime: 1_800_000_000, max_workers: 1, ..job })
 }
 
 /// Where the extents of a plain archive are, and what is in them.
 fn extents(plain: &[u8]) -> Vec<(usize, ExtentHead)> {
-    let (_, mut at) = Header::read(&mut &plain[..]).unwrap();
-    let mut found = Vec::new();
-    while (at as usize) < plain.len() {
-        let head = ExtentHead::parse(&array(plain, at as usize), &UUID, at).unwrap();
-        let len = head.len() as u64;
-        found.push((at as usize, head));
-        at += len;
-    }
-    found
+    let (_, start) = Header::read(&mut &plain[..]).unwrap();
+    let extents = Extents::new(&plain[start as usize..], &UUID, start).map(Result::unwrap);
+    extents.map(|extent| (extent.offset as usize, extent.head)).collect()
 }
 
 struct Saved {

@@ -1,11 +1,10 @@
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::*;
 use crate::archive::Compression;
-use crate::image::{Image, MemImage};
-use crate::testdata::golden;
-use crate::transfer::{Backup, BackupDisk, DEFAULT_MEMORY, TarFrom, TarPack, backup, pack_tar};
+use crate::archive::vma::CLUSTER;
+use crate::testdata::{self, golden};
+use crate::transfer::{DEFAULT_MEMORY, TarFrom, TarPack, pack_tar};
 
 fn host() -> Host {
     Host::with_root("/".into())
@@ -19,26 +18,11 @@ fn judged(path: &Path) -> Verified {
 fn vma(dir: &Path, name: &str, clusters: usize, compression: Compression) -> PathBuf {
     let mut data = vec![0; (clusters + 70) * CLUSTER];
     for (i, byte) in data[..clusters * CLUSTER].iter_mut().enumerate() {
-        *byte = (i / BLOCK) as u8 | 1;
+        *byte = (i / 4096) as u8 | 1;
     }
-    let disk = |name: &str, data: Vec<u8>| {
-        let image: Arc<dyn Image> = Arc::new(MemImage::sparse(name, data));
-        BackupDisk { name: name.into(), image }
-    };
-    let job = Backup {
-        disks: vec![disk("drive-scsi0", data), disk("drive-scsi1", vec![9; 5000])],
-        configs: vec![("qemu-server.conf".into(), b"cores: 1\n".to_vec())],
-        compression,
-        uuid: [3; 16],
-        ctime: 1_795_341_418,
-        bwlimit: None,
-        max_workers: 4,
-        memory: DEFAULT_MEMORY,
-        host: host(),
-    };
+    let disks = vec![testdata::disk("drive-scsi0", data), testdata::disk("drive-scsi1", vec![9; 5000])];
     let path = dir.join(name);
-    let output = Output::Writer(Box::new(File::create(&path).unwrap()), name.into());
-    backup(&job, output, &mut |_| {}, &Cancel::new()).unwrap();
+    std::fs::write(&path, testdata::archive(&testdata::job(disks, compression))).unwrap();
     path
 }
 
