@@ -46,11 +46,11 @@ impl Foreign<'_> {
         if let Some((bytes, mut map)) = self.kept(VMA)? {
             let header = Header::read(&mut Reading { bytes: &bytes, offset: 0 }).ok().map(|(header, _)| header);
             let len = map.limit();
-            let map = header.as_ref().and_then(|header| ClusterMap::decode(header, &mut map, len).ok().flatten());
-            if let Some((header, map)) = header.zip(map) {
-                return Ok((header, map, bytes));
+            match header.map(|header| (ClusterMap::decode(&header, &mut map, len), header)) {
+                Some((Ok(Some(map)), header)) => return Ok((header, map, bytes)),
+                Some((Err(e), _)) => self.unusable(&format!("cannot be read: {e}")),
+                _ => self.unusable(&"does not fit the archive"),
             }
-            self.unusable(&"does not fit the archive");
         }
         let (mut scanner, mut wrong) = (Scanner::new(), None);
         let mut sink = |data: &[u8]| {

@@ -290,3 +290,40 @@ fn work(framed: &Weak<Framed>, wanted: &Receiver<(u8, usize)>) {
 fn key(device: u8, at: usize) -> u64 {
     u64::from(device) << 48 | at as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::frame::Container;
+    use super::*;
+
+    #[test]
+    fn so_many_unpack_at_a_time() {
+        let (unpackers, now, most) = (Unpackers::default(), AtomicUsize::new(0), AtomicUsize::new(0));
+        let failed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for number in 0..4 * MAX_UNPACKING {
+                let (unpackers, now, most, failed) = (&unpackers, &now, &most, &failed);
+                scope.spawn(move || {
+                    // One that cannot be made, and one who panics, give theirs back.
+                    let make = || match number {
+                        0 => Err(io::ErrorKind::OutOfMemory.into()),
+                        _ => Unpacker::new(Container::Zstd),
+                    };
+                    let work = |_: &mut Unpacker| {
+                        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                        now.fetch_sub(1, Ordering::SeqCst);
+                        assert!(number != 1, "as the test wants it");
+                    };
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unpackers.with(make, work)));
+                    failed.fetch_or(!matches!(done, Ok(Ok(()))), Ordering::SeqCst);
+                });
+            }
+        });
+        assert!(most.into_inner() <= MAX_UNPACKING && failed.into_inner());
+        let lent = unpackers.state.lock().unwrap();
+        assert!(lent.busy == 0 && (1..=MAX_UNPACKING).contains(&lent.idle.len()));
+    }
+}

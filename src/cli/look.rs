@@ -136,8 +136,10 @@ enum Failed {
     Content { offset: u64, source: io::Error },
     #[error("writing to standard output failed: {0}")]
     Output(#[from] io::Error),
-    #[error("interrupted: files that have their names are complete, the rest is not there")]
+    #[error("interrupted")]
     Interrupted,
+    #[error("interrupted: files that have their names are complete, the rest is not there")]
+    Stopped,
     #[error("signals cannot be handled: {0}")]
     Signals(io::Error),
 }
@@ -202,7 +204,7 @@ pub fn extract(args: &Extract) -> ExitCode {
         let finished = outlet.finish();
         outlet.note().iter().for_each(|note| complain(&format!("{note}\n")));
         // Whatever a wait that was ended says of it.
-        interrupted(&cancel)?;
+        interrupted(&cancel).map_err(|_| Failed::Stopped)?;
         done?;
         finished?;
         if failures > 0 { Err(Failed::Some(failures)) } else { Ok(()) }

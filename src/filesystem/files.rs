@@ -150,6 +150,46 @@ pub fn open(image: Arc<dyn Image>) -> Result<Arc<dyn FileSystem>, FsError> {
     }
 }
 
+/// A part of a file system that is a tree of its own: nothing leads out of it.
+pub(super) struct Below {
+    pub whole: Arc<dyn FileSystem>,
+    pub root: Node,
+}
+
+impl FileSystem for Below {
+    fn kind(&self) -> &'static str {
+        self.whole.kind()
+    }
+
+    fn note(&self) -> Option<String> {
+        self.whole.note()
+    }
+
+    fn root(&self) -> Node {
+        self.root
+    }
+
+    fn ignores_case(&self) -> bool {
+        self.whole.ignores_case()
+    }
+
+    fn metadata(&self, node: Node) -> Result<Metadata, FsError> {
+        self.whole.metadata(node)
+    }
+
+    fn read_dir(&self, node: Node) -> Result<Vec<Entry>, FsError> {
+        self.whole.read_dir(node)
+    }
+
+    fn read_link(&self, node: Node) -> Result<Vec<u8>, FsError> {
+        self.whole.read_link(node)
+    }
+
+    fn open(&self, node: Node) -> Result<Content, FsError> {
+        self.whole.open(node)
+    }
+}
+
 /// A name that can be one in a directory.
 pub(super) fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))

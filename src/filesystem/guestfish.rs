@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::statvfs::statvfs;
+
 use super::content::{Content, Run, Runs};
 use super::files::{MOST_ENTRIES, is_name};
 use super::{Entry, FileKind, FileSystem, FsError, Metadata, Node};
@@ -28,7 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Bytes of a file that are asked for at once; libguestfs has messages of 4 MiB.
 const PIECE: usize = 1 << 20;
 /// Files of one file system that are remembered.
-const MOST_NODES: usize = 8 << 20;
+const MOST_NODES: usize = 2 << 20;
+
+/// Bytes that its temporary files need; where there are fewer, its machine would wait for more without a word.
+const ROOM: u64 = 64 << 20;
 
 /// Opens file systems with `guestfish`.
 #[derive(Debug, Clone)]
@@ -43,8 +48,8 @@ impl Guestfish {
         Self { host: host.clone(), cancel: cancel.clone() }
     }
 
-    /// Opens the file system that begins at the first byte of `image`, which is said to be `what`. From then on signals set
-    /// the flag that was given at the start: the machine is not to be left behind.
+    /// Opens the file system that begins at the first byte of `image`, which is said to be `what`. Meanwhile signals set the
+    /// flag that was given at the start: nothing of the machine is to be left behind.
     ///
     /// # Errors
     /// When the program is missing or fails, in its own words.
@@ -54,9 +59,9 @@ impl Guestfish {
         }
         let begun = Instant::now();
         let failed = |why: String| FsError::Refused { what, why };
-        self.cancel.on_signals().map_err(|e| failed(e.to_string()))?;
+        let _minded = self.cancel.on_signals_meanwhile().map_err(|e| failed(e.to_string()))?;
         let trouble: Trouble = Arc::default();
-        let mut tree = self.start(image, &trouble).map_err(|e| failed(said(e, &trouble)))?;
+        let mut tree = self.start(image, what, &trouble).map_err(|e| failed(said(e, &trouble)))?;
         let found = tree.stat(b"/").map_err(|e| failed(said(e, &trouble)))?;
         tree.remember(0, Vec::new(), Some(&found)).map_err(failed)?;
         let tree = Arc::new(Shared { tree: Mutex::new(tree), what, trouble });
@@ -69,8 +74,13 @@ impl Guestfish {
     }
 
     /// Starts the machine and mounts the disk in it.
-    fn start(&self, image: &Arc<dyn Image>, trouble: &Trouble) -> Result<Tree, Broken> {
+    fn start(&self, image: &Arc<dyn Image>, what: &str, trouble: &Trouble) -> Result<Tree, Broken> {
         let directory = private_directory()?;
+        let room = statvfs(directory.path()).map_err(std::io::Error::from)?;
+        if room.blocks_available() * room.fragment_size() < ROOM {
+            let parent = directory.path().parent().unwrap_or(directory.path()).display();
+            return Err(Broken::Ended(format!("there are not {} MiB free in '{parent}'", ROOM >> 20)));
+        }
         let listener = Listener::bind(&directory.path().join("nbd")).map_err(|e| Broken::Ended(e.to_string()))?;
         let socket = listener.path().to_owned();
         let noted = Arc::clone(trouble);
@@ -89,7 +99,9 @@ impl Guestfish {
         session.ask(&add, PATIENCE)?;
         session.ask(b"run", START)?;
         // Read-only, and without believing what the file system says about devices and programs.
-        session.ask(b"mount-options ro,nodev,nosuid,noexec /dev/sda /", START)?;
+        // Of btrfs all subvolumes, and not only the one that is mounted without a word.
+        let all = if what.contains("btrfs") { ",subvolid=5" } else { "" };
+        session.ask(format!("mount-options ro,nodev,nosuid,noexec{all} /dev/sda /").as_bytes(), START)?;
         // Whoever had to connect is connected: nothing is left of the socket if we are killed.
         directory.close()?;
         Ok(Tree { session, _server: server, nodes: Vec::new(), by_file: HashMap::new() })
@@ -107,8 +119,8 @@ fn said(error: Broken, trouble: &Trouble) -> String {
     }
 }
 
-/// The machine, and what was seen of the tree. Files are known by device and inode: subvolumes of btrfs each count from
-/// the beginning.
+/// The machine, and what was seen of the tree. Files of several names are known by device and inode: subvolumes of btrfs each
+/// count from the beginning. Directories have one name, and the places of subvolumes in a snapshot all have the same number.
 struct Tree {
     // In this order: the machine ends before the disk does.
     session: Session,
@@ -192,9 +204,10 @@ impl Tree {
         Ok(())
     }
 
-    /// The number of a file that was seen; the same for all names of one.
+    /// The number of a file that was seen; the same for all names of one that has several.
     fn remember(&mut self, parent: Node, name: Vec<u8>, found: Option<&Found>) -> Result<Node, String> {
-        let file = found.map(|found| (found.device, found.inode));
+        let has_names = |found: &&Found| found.metadata.links > 1 && found.metadata.kind != FileKind::Directory;
+        let file = found.filter(has_names).map(|found| (found.device, found.inode));
         if let Some(node) = file.and_then(|file| self.by_file.get(&file)) {
             return Ok(*node);
         }

@@ -5,6 +5,7 @@ use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
 use super::bytes::shown;
+use super::files::Below;
 use super::lvm::{VolumeGroup, volume_groups};
 use super::{FileKind, FileSystem, Found, FsError, Guestfish, Table, files, partition_table, probe, resolve};
 use crate::image::Image;
@@ -145,6 +146,32 @@ impl Machine {
         opened.map_err(|e| about(image.name(), e))
     }
 
+    /// The first of these that looks like the root of a system, or the part of one that does. Each starts a machine, which
+    /// ends before the next one starts.
+    fn foreign_root(&self, candidates: Vec<(String, Arc<dyn Image>)>) -> Result<Option<RootOf>, FsError> {
+        let mut unread = None;
+        for (name, image) in candidates {
+            let fs = match self.file_system(&image) {
+                Ok(fs) => fs,
+                Err(e) => {
+                    unread.get_or_insert(e);
+                    continue;
+                }
+            };
+            let parts = if fs.kind().contains("btrfs") { &ROOTS[..] } else { &ROOTS[..1] };
+            for part in parts {
+                let Ok(root) = resolve(&*fs, part.as_bytes(), false) else { continue };
+                let tree: Arc<dyn FileSystem> = Arc::new(Below { whole: Arc::clone(&fs), root });
+                if is_root(&*tree) {
+                    return Ok(Some((format!("{name}{part}"), tree)));
+                }
+            }
+            drop(fs);
+            self.started.borrow_mut().retain(|(started, _)| *started != name);
+        }
+        unread.map_or(Ok(None), Err)
+    }
+
     /// The file system as `guestfish` reads it.
     fn by_guestfish(&self, image: &Arc<dyn Image>, what: &'static str) -> Result<Arc<dyn FileSystem>, FsError> {
         let known = self.started.borrow().iter().find(|(name, _)| name == image.name()).map(|(_, fs)| Arc::clone(fs));
@@ -161,7 +188,7 @@ impl Machine {
     ///
     /// # Errors
     /// When there is none, or when there are several.
-    pub fn root(&self) -> Result<(String, Arc<dyn FileSystem>), FsError> {
+    pub fn root(&self) -> Result<RootOf, FsError> {
         let mut candidates: Vec<(String, Arc<dyn Image>)> = Vec::new();
         for disk in &self.disks {
             match partition_table(disk) {
@@ -177,7 +204,7 @@ impl Machine {
             let open = group.volumes.iter().filter_map(|volume| volume.image.as_ref().ok());
             candidates.extend(open.map(|image| (image.name().to_owned(), image.clone())));
         }
-        let (mut found, mut foreign, mut unread) = (Vec::new(), Vec::new(), None);
+        let (mut found, mut foreign) = (Vec::new(), Vec::new());
         for (name, image) in candidates {
             match files::open(image.clone()) {
                 Ok(fs) if is_root(&*fs) => found.push((name, fs)),
@@ -185,28 +212,29 @@ impl Machine {
                 _ => {}
             }
         }
-        // Only when it has to be: each starts a machine.
-        let foreign = if found.is_empty() { foreign } else { Vec::new() };
-        for (name, image) in foreign {
-            match self.file_system(&image) {
-                Ok(fs) if is_root(&*fs) => found.push((name, fs)),
-                Ok(_) => {}
-                Err(e) => drop(unread.get_or_insert(e)),
-            }
+        if found.is_empty() {
+            return self.foreign_root(foreign)?.ok_or_else(no_root);
         }
         let names = found.iter().map(|(name, _)| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         match found.len() {
             1 => found.pop().ok_or_else(|| FsError::Missing("/".to_owned())),
-            0 if unread.is_some() => Err(unread.unwrap_or_else(|| FsError::Missing("/".to_owned()))),
-            0 => Err(FsError::Unsupported(
-                "no file system on the archive's disks looks like the root of a system; begin the path with a disk"
-                    .into(),
-            )),
             _ => Err(FsError::Unsupported(format!(
                 "several file systems look like the root of a system: {names}; begin the path with one of them"
             ))),
         }
     }
+}
+
+/// A file system and its name.
+type RootOf = (String, Arc<dyn FileSystem>);
+
+/// Where the root of a system is in a file system: at its top, or on btrfs where Ubuntu, Debian, Fedora and openSUSE have it.
+const ROOTS: [&str; 5] = ["", "/@", "/@rootfs", "/root", "/@/.snapshots/1/snapshot"];
+
+fn no_root() -> FsError {
+    FsError::Unsupported(
+        "no file system on the archive's disks looks like the root of a system; begin the path with a disk".to_owned(),
+    )
 }
 
 /// Whether this looks like the root of a system.

@@ -17,7 +17,9 @@ const PREFIX: &str = "vzkeep-nbd-";
 /// # Errors
 /// When the directory for temporary files cannot be read or written.
 pub fn private_directory() -> io::Result<TempDir> {
-    for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
+    // Others than we are to find it, too.
+    let parent = std::path::absolute(std::env::temp_dir())?;
+    for entry in std::fs::read_dir(&parent)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let mut owner = name.strip_prefix(PREFIX).unwrap_or_default().split('-');
         let number = |word: Option<&str>| word.and_then(|w| w.parse::<u64>().ok());
@@ -29,5 +31,5 @@ pub fn private_directory() -> io::Result<TempDir> {
     }
     let pid = std::process::id();
     let prefix = format!("{PREFIX}{pid}-{}-", procfs::start_time(pid)?);
-    tempfile::Builder::new().prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir()
+    tempfile::Builder::new().prefix(&prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(parent)
 }

@@ -30,7 +30,9 @@ const VERSION: u32 = 1;
 const HEAD: usize = 16;
 const BUFFER: usize = 256 << 10;
 /// Bytes of the longest file that is read: access points, the map of a machine's clusters, and some small things.
-const LONGEST: u64 = MAX_WEIGHT + MAX_MAP as u64 + (1 << 20);
+const LONGEST: u64 = MAX_WEIGHT + MAX_EXTRA + (1 << 20);
+/// Bytes of the caller's at most: its sign and a map.
+const MAX_EXTRA: u64 = MAX_MAP as u64 + 4;
 /// Bytes of the archive's start and end that make its fingerprint, and of samples in between.
 const ENDS: u64 = 64 << 10;
 const SAMPLE: u64 = 4 << 10;

@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use uuid::Uuid;
@@ -25,8 +27,12 @@ const LONGEST: usize = 128 << 20;
 const END: Duration = Duration::from_secs(20);
 /// Bytes of the longest line: the program's reader has room for 8 KiB.
 pub(super) const LONGEST_LINE: usize = 8000;
-/// What tells an error from a warning.
+/// How most errors begin, and what tells warnings from errors: guestfish's own have no sign.
 const ERROR: &str = "libguestfs: error: ";
+const WARNING: &str = "warning: ";
+/// What libguestfs advises to do is nothing that can be done here.
+const ADVICE: &str = "To see full error messages";
+const LONGEST_COMPLAINT: usize = 64 << 10;
 /// Letters that are said of a complaint.
 const WORDS: usize = 600;
 
@@ -69,9 +75,10 @@ pub(super) struct Session {
 impl Session {
     /// Starts the program; its files for the time it runs lie in `directory`.
     pub(super) fn start(host: &Host, directory: &Path, cancel: &Cancel) -> io::Result<Self> {
-        let complaints = tempfile::tempfile()?;
+        // In memory: a full disk must not make a failure look like a success.
+        let complaints = File::from(memfd_create(c"guestfish", MFdFlags::MFD_CLOEXEC)?);
         let mut command = host.command(PROGRAM);
-        command.args(["--no-progress-bars", "--no-sync"]).current_dir("/");
+        command.args(["--no-progress-bars", "--no-sync"]);
         // With libvirt, QEMU would run as another user, who cannot connect to our socket.
         command
             .env("LIBGUESTFS_BACKEND", "direct")
@@ -79,6 +86,10 @@ impl Session {
             .env_remove("LIBGUESTFS_DEBUG")
             .env_remove("LIBGUESTFS_TRACE");
         command.env("LIBGUESTFS_TMPDIR", directory);
+        if std::env::var_os("TMPDIR").is_some() {
+            // What it builds its machine with goes to another directory before it looks for this one.
+            command.env("TMPDIR", directory.parent().unwrap_or(directory));
+        }
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints.try_clone()?).spawn()?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let stdout = stdout.ok_or_else(|| io::Error::other("a pipe is missing"))?;
@@ -91,8 +102,7 @@ impl Session {
         let answer = self.exchange(line, limit)?;
         match self.complaint()? {
             // What it printed before it failed is not all of the answer.
-            Some(complaint) if complaint.contains(ERROR) => Err(Broken::Refused(plain(&complaint))),
-            // A warning, such as that there is no KVM for this user.
+            Some(complaint) if is_failure(&complaint) => Err(Broken::Refused(plain(&complaint))),
             _ => Ok(answer),
         }
     }
@@ -151,6 +161,14 @@ impl Session {
         }
     }
 
+    /// It waits for its machine, or for what builds that: without them it comes to the end of its input.
+    fn end_others(&self) {
+        let own = self.child.id();
+        for pid in procfs::members(own).unwrap_or_default().into_iter().filter(|pid| *pid != own) {
+            kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap_or_default();
+        }
+    }
+
     /// What it complained about since this was last asked.
     fn complaint(&mut self) -> io::Result<Option<String>> {
         // The program writes at the end of the same open file: where that is must not be changed while it may do so.
@@ -158,20 +176,33 @@ impl Session {
         if len == self.heard {
             return Ok(None);
         }
-        let mut text = vec![0; usize::try_from(len - self.heard).unwrap_or(usize::MAX).min(64 << 10)];
-        std::os::unix::fs::FileExt::read_exact_at(&self.complaints, &mut text, self.heard)?;
+        let new = usize::try_from(len - self.heard).unwrap_or(usize::MAX);
+        let mut text = vec![0; new.min(LONGEST_COMPLAINT)];
+        self.complaints.read_exact_at(&mut text, self.heard)?;
         self.heard = len;
+        if new > LONGEST_COMPLAINT {
+            // Whatever the rest is, it is too much for a warning.
+            text.extend_from_slice(b"...\n");
+        }
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 }
 
-/// A complaint in one line, without what only a script needs to know.
+/// Whether there is anything but warnings, such as that this user may not use KVM.
+fn is_failure(complaint: &str) -> bool {
+    let is_warning = |line: &str| line.contains(WARNING) && !line.contains("error: ");
+    complaint.lines().any(|line| !line.trim().is_empty() && !is_warning(line))
+}
+
+/// A complaint in one line, without what only a script needs to know. It may quote names from the disk.
 fn plain(text: &str) -> String {
+    let text = text.split_once(ADVICE).map_or(text, |(before, _)| before);
     let lines = text.lines().map(|line| {
         let line = line.trim();
         line.split_once(ERROR).map_or(line, |(_, what)| what)
     });
-    let mut plain = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let plain = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let mut plain: String = plain.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     if let Some((end, _)) = plain.char_indices().nth(WORDS) {
         plain.truncate(end);
         plain.push_str("...");
@@ -183,18 +214,14 @@ impl Drop for Session {
     fn drop(&mut self) {
         // At the end of its input it takes its machine and its files away.
         drop(self.stdin.take());
-        if self.busy {
-            // It waits for its machine or for what builds it: without them it comes to that end.
-            for pid in procfs::members(self.child.id()).unwrap_or_default() {
-                if pid != self.child.id() {
-                    kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap_or_default();
-                }
-            }
-        }
-        let give_up = Instant::now() + END;
+        let (give_up, mut next) = (Instant::now() + END, Instant::now());
         while Instant::now() < give_up {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
+            }
+            if self.busy && Instant::now() >= next {
+                self.end_others();
+                next = Instant::now() + Duration::from_secs(1);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -204,12 +231,32 @@ impl Drop for Session {
 
 #[cfg(test)]
 mod tests {
-    use super::plain;
+    use super::{is_failure, plain};
 
     #[test]
     fn complaints_are_one_line() {
-        let text = "*stdin*:11: libguestfs: error: lstatns: /nix: No such file or directory\n\nmore\n";
-        assert_eq!(plain(text), "lstatns: /nix: No such file or directory; more");
+        let text = "*stdin*:11: libguestfs: error: lstatns: /nix\u{1b}: No such file or directory\n\nmore\n";
+        assert_eq!(plain(text), "lstatns: /nix?: No such file or directory; more");
         assert_eq!(plain(&"ä".repeat(700)), format!("{}...", "ä".repeat(600)));
+        assert_eq!(plain("it did not start.\nTo see full error messages you may need to\n"), "it did not start.");
+    }
+
+    #[test]
+    fn whatever_is_no_warning_is_a_failure() {
+        // As guestfish 1.48 and libguestfs print them.
+        for failure in [
+            "*stdin*:2: libguestfs: error: unknown protocol ‘foo’\n",
+            "error: incorrect number of arguments\nusage: lstatns path\n",
+            "guestfish: unterminated double quote\n",
+            "Runaway quote in string \"a'\"\n",
+            "pread: count: invalid integer parameter (xstrtol returned 4)\n",
+            "nonsense: unknown command\n",
+            "libguestfs: error: lstatns: /warning: x: No such file or directory\n",
+            "libguestfs: warning: something\nnonsense: unknown command\n",
+        ] {
+            assert!(is_failure(failure), "{failure}");
+        }
+        assert!(!is_failure("libguestfs: warning: current user is not a member of the KVM group (group ID 108).\n\n"));
+        assert!(!is_failure(""));
     }
 }

@@ -73,7 +73,7 @@ struct Connection<'a> {
     input: Mutex<Option<BufReader<&'a UnixStream>>>,
     /// Why it ended; the first cause.
     ended: Mutex<Option<Ended>>,
-    workers: AtomicUsize,
+    helpers: Helpers<'a>,
     /// Workers that wait for a request.
     idle: AtomicUsize,
 }
@@ -86,7 +86,7 @@ impl<'a> Connection<'a> {
             desk,
             input: Mutex::new(Some(BufReader::with_capacity(HEADERS, stream))),
             ended: Mutex::default(),
-            workers: AtomicUsize::new(1),
+            helpers: Helpers { of_all: &shared.helpers, own: AtomicUsize::new(0) },
             idle: AtomicUsize::new(1),
         }
     }
@@ -111,6 +111,10 @@ impl<'a> Connection<'a> {
             if let Err(ended) = self.desk.answer(taken, &mut buf) {
                 self.note(ended);
                 return hang_up(self.stream, Shutdown::Both);
+            }
+            // One waits for this client; others may want more of them.
+            if self.idle.load(Ordering::SeqCst) > 0 && self.helpers.are_short(self.shared.settings.helpers) {
+                return self.helpers.give_back();
             }
             self.idle.fetch_add(1, Ordering::SeqCst);
         }
@@ -137,15 +141,14 @@ impl<'a> Connection<'a> {
     /// Starts one more worker, if there may be more. Without it the client waits longer; nothing else happens.
     fn reinforce<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         let settings = &self.shared.settings;
-        let own = Seat::take(&self.workers, settings.workers);
-        let Some(seats) = own.zip(Seat::take(&self.shared.helpers, settings.helpers)) else { return };
+        if !self.helpers.take(settings.workers.saturating_sub(1), settings.helpers) {
+            return;
+        }
         self.idle.fetch_add(1, Ordering::SeqCst);
-        let work = move || {
-            let _seats = seats;
-            self.work(scope);
-        };
-        if std::thread::Builder::new().name("nbd worker".into()).spawn_scoped(scope, work).is_err() {
+        let started = std::thread::Builder::new().name("nbd worker".into()).spawn_scoped(scope, || self.work(scope));
+        if started.is_err() {
             self.idle.fetch_sub(1, Ordering::SeqCst);
+            self.helpers.give_back();
         }
     }
 
@@ -154,20 +157,46 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// One of a limited number, as long as it is held.
-struct Seat<'a>(&'a AtomicUsize);
+/// The workers of a connection beside one: its part of those that all connections have together.
+struct Helpers<'a> {
+    of_all: &'a AtomicUsize,
+    own: AtomicUsize,
+}
 
-impl<'a> Seat<'a> {
-    /// None when all are taken.
-    fn take(taken: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let one_more = |n| (n < most).then_some(n + 1);
-        taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).ok().map(|_| Self(taken))
+impl Helpers<'_> {
+    /// Takes one more, unless this connection or all together have so many.
+    fn take(&self, most: usize, most_of_all: usize) -> bool {
+        let one_more = |count: &AtomicUsize, most| {
+            let more = |n| (n < most).then_some(n + 1);
+            count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+        };
+        if !one_more(self.of_all, most_of_all) {
+            return false;
+        }
+        let taken = one_more(&self.own, most);
+        if !taken {
+            self.of_all.fetch_sub(1, Ordering::SeqCst);
+        }
+        taken
+    }
+
+    /// There is one less, and never less than none.
+    fn give_back(&self) {
+        let one_less = |n: usize| n.checked_sub(1);
+        if self.own.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            self.of_all.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether this connection has some, and all together have more than half.
+    fn are_short(&self, most_of_all: usize) -> bool {
+        self.own.load(Ordering::SeqCst) > 0 && self.of_all.load(Ordering::SeqCst) * 2 > most_of_all
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Helpers<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.of_all.fetch_sub(*self.own.get_mut(), Ordering::SeqCst);
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Read};
 
 use super::super::points::{Entry, MAX_PIECE, MAX_PIECES, MAX_POINTS, MAX_WINDOW, PIECE, Point, Points};
 use super::super::{Method, gzip};
-use super::{BUFFER, BesideError, Fingerprint, HEAD, MAGIC, Summed, VERSION, head};
+use super::{BUFFER, BesideError, Fingerprint, HEAD, MAGIC, MAX_EXTRA, Summed, VERSION, head};
 
 /// Bytes of the longest dictionary without its content: a Huffman tree, three tables, three offsets.
 const MAX_HEAD: usize = 1024;
@@ -124,10 +124,11 @@ impl<R: Read> Fields<R> {
         }
         let mut notes = Vec::new();
         for _ in 0..self.u8()? {
-            notes.push(String::from_utf8_lossy(&self.string(4096)?).into_owned());
+            let note = String::from_utf8(self.string(4096)?).ok().filter(|note| !note.chars().any(char::is_control));
+            notes.push(note.ok_or(BesideError::Damaged("a note that cannot be printed"))?);
         }
         let extra = self.u64()?;
-        if extra != self.left {
+        if extra != self.left || extra > MAX_EXTRA {
             return Err(BesideError::Damaged("wrong length"));
         }
         Ok((Points { method, raw, piece, sums, points, notes }, made_of))
