@@ -14,6 +14,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::content::{Content, Run, Runs};
 use super::files::{MOST_ENTRIES, is_name};
+use super::probe::BTRFS;
 use super::{Entry, FileKind, FileSystem, FsError, Metadata, Node};
 use crate::host::{Cancel, Host, private_directory};
 use crate::image::{Extent, ExtentKind, Image, ImageError};
@@ -98,9 +99,9 @@ impl Guestfish {
         let add = command(b"add", &[b"disk", b"protocol:nbd", b"format:raw", b"readonly:true", &server_word]);
         session.ask(&add, PATIENCE)?;
         session.ask(b"run", START)?;
-        // Read-only, and without believing what the file system says about devices and programs.
-        // Of btrfs all subvolumes, and not only the one that is mounted without a word.
-        let all = if what.contains("btrfs") { ",subvolid=5" } else { "" };
+        // Read-only, and without believing what the file system says about devices and programs; of btrfs all
+        // subvolumes, and not only the one that is mounted without a word.
+        let all = if what == BTRFS { ",subvolid=5" } else { "" };
         session.ask(format!("mount-options ro,nodev,nosuid,noexec{all} /dev/sda /").as_bytes(), START)?;
         // Whoever had to connect is connected: nothing is left of the socket if we are killed.
         directory.close()?;

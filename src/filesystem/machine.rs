@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::bytes::shown;
 use super::files::Below;
 use super::lvm::{VolumeGroup, volume_groups};
+use super::probe::BTRFS;
 use super::{FileKind, FileSystem, Found, FsError, Guestfish, Table, files, partition_table, probe, resolve};
 use crate::image::Image;
 
@@ -158,7 +159,7 @@ impl Machine {
                     continue;
                 }
             };
-            let parts = if fs.kind().contains("btrfs") { &ROOTS[..] } else { &ROOTS[..1] };
+            let parts = if fs.kind() == BTRFS { &ROOTS[..] } else { &ROOTS[..1] };
             for part in parts {
                 let Ok(root) = resolve(&*fs, part.as_bytes(), false) else { continue };
                 let tree: Arc<dyn FileSystem> = Arc::new(Below { whole: Arc::clone(&fs), root });

@@ -25,13 +25,16 @@ pub enum Found {
     Unknown,
 }
 
+/// The one of them that holds several trees.
+pub(super) const BTRFS: &str = "a btrfs file system";
+
 /// Offset, bytes, what they mean.
 type Signature = (u64, &'static [u8], &'static str);
 
 /// File systems that are not read here.
 const FOREIGN: [Signature; 14] = [
     (0, b"XFSB", "an XFS file system"),
-    (0x1_0040, b"_BHRfS_M", "a btrfs file system"),
+    (0x1_0040, b"_BHRfS_M", BTRFS),
     (3, b"EXFAT   ", "an exFAT file system"),
     (3, b"ReFS\0", "a ReFS file system"),
     (1024, b"\x10\x20\xf5\xf2", "an F2FS file system"),

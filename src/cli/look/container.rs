@@ -2,16 +2,14 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
 
-use super::outlet::{Marks, Outlet, Way, WriteError};
+use super::outlet::{Marks, Outlet, Way, WriteError, write_data};
 use super::{Failed, Shown, interrupted, last_name};
 use crate::archive::ArchiveError;
 use crate::archive::tar::{Kind, Listed, Member, MemberError, TarArchive, components, normal, printable};
-use crate::archive::vma::is_zero;
 use crate::host::Cancel;
 
-/// Bytes that are read at once; holes of that size stay holes.
+/// Bytes that are read at once.
 const PIECE: usize = 64 << 10;
 
 /// What a directory holds; all that is below it when `recursive` is set.
@@ -154,9 +152,7 @@ fn copy(
         interrupted(cancel)?;
         let len = buf.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
         content.read_exact(&mut buf[..len]).map_err(|source| Failed::Content { offset: at, source })?;
-        if !is_zero(&buf[..len]) {
-            file.write_all_at(&buf[..len], at).map_err(failed)?;
-        }
+        write_data(file, &buf[..len], at).map_err(failed)?;
         at += len as u64;
     }
     Ok(())

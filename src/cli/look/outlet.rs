@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -14,6 +15,11 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat, 
 use nix::sys::stat::{Mode, UtimensatFlags, fchmod, fstatat, futimens, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, geteuid, linkat, symlinkat, unlinkat};
+
+use crate::archive::vma::is_zero;
+
+/// Zeros of so many bytes become a hole.
+const HOLE: usize = 64 << 10;
 
 /// The parts of a path below the directory; each is a name.
 pub(super) type Way = Vec<Vec<u8>>;
@@ -307,6 +313,16 @@ impl Outlet {
         let (accessed, modified) = times(marks);
         Ok(futimens(file.as_fd(), &accessed, &modified)?)
     }
+}
+
+/// Writes what is not zero of `bytes`, which begin at byte `at` of a file whose size is set; the rest stays a hole.
+pub(super) fn write_data(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    for (number, piece) in bytes.chunks(HOLE).enumerate() {
+        if !is_zero(piece) {
+            file.write_all_at(piece, at + (number * HOLE) as u64)?;
+        }
+    }
+    Ok(())
 }
 
 fn times(marks: Marks) -> (TimeSpec, TimeSpec) {

@@ -7,19 +7,16 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::outlet::{Marks, Outlet, Way, WriteError};
+use super::outlet::{Marks, Outlet, Way, WriteError, write_data};
 use super::{Failed, Shown, interrupted, last_name};
 use crate::archive::VmaArchive;
 use crate::archive::tar::{MemberError, printable};
-use crate::archive::vma::is_zero;
 use crate::filesystem::{Content, FileKind, FileSystem, FsError, Guestfish, Machine, Metadata, Node, Place, resolve};
 use crate::host::{Cancel, Host};
 use crate::mount::beside;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
-/// Zeros of so many bytes become a hole.
-const HOLE: usize = 64 << 10;
 /// Files of several names whose first name is remembered.
 const MOST_LINKS: usize = 1 << 20;
 
@@ -312,11 +309,7 @@ impl Vm {
             let len = buf.len().min(usize::try_from(data.end - data.start).unwrap_or(usize::MAX));
             let count = content.read_at(&mut buf[..len], data.start).map_err(|e| self.failed(e))?;
             // Not every reader knows where the holes are.
-            for (number, piece) in buf[..count].chunks(HOLE).enumerate() {
-                if !is_zero(piece) {
-                    file.write_all_at(piece, data.start + (number * HOLE) as u64).map_err(failed)?;
-                }
-            }
+            write_data(file, &buf[..count], data.start).map_err(failed)?;
             at = data.start + count as u64;
         }
         Ok(())
